@@ -1,0 +1,1 @@
+"""mogine: the AI assistant of a company website, on its own server."""

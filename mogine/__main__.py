@@ -1,0 +1,5 @@
+"""`python -m mogine`."""
+
+from mogine.cli import main
+
+main()

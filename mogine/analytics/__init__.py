@@ -1,0 +1,1 @@
+"""The record of questions: rows in, reports out."""

@@ -1,0 +1,58 @@
+"""The front door: assembles the commands, finds the home, turns errors into one line and an exit code."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mogine.commands import config
+from mogine.commands.shell import Shell
+from mogine.errors import MogineError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The AI assistant of your company website, on your own server.",
+)
+app.add_typer(config.app, name="config")
+
+
+@app.callback()
+def front(
+    ctx: typer.Context,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="The mogine home; else MOGINE_HOME, else this folder.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More words on stderr.")] = False,
+) -> None:
+    """Take what all commands share."""
+    configure_logging(verbose=verbose)
+    if home is not None:
+        ctx.obj = Shell(home.expanduser().resolve(), "named by --home", os.environ)
+    elif named := os.environ.get("MOGINE_HOME"):
+        ctx.obj = Shell(Path(named).expanduser().resolve(), "named by MOGINE_HOME", os.environ)
+    else:
+        ctx.obj = Shell(Path.cwd(), "the current folder", os.environ)
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Lines on stderr: warnings, and with `verbose` everything of ours."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("mogine").setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def main() -> None:
+    """Run the command line; every MogineError becomes a line on stderr and its exit code."""
+    try:
+        app()
+    except MogineError as error:
+        typer.secho(f"mogine: {error.message}", fg=typer.colors.RED, err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The knowledge base: passages in, hits out."""

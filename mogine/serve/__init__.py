@@ -1,0 +1,1 @@
+"""Three aiohttp servers and the plumbing they share."""

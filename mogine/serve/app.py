@@ -1,0 +1,155 @@
+"""What all servers are made of: routes with declared access, common routes, JSON bodies."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+
+from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
+from mogine.serve.access import Access, Gate, admin_token
+from mogine.serve.keys import SETTINGS, SITE, STATE, Readiness, ServerState
+from mogine.serve.middlewares import frame, prepare_headers
+from mogine.settings import Settings, load_site
+
+SMALL_BODY_BYTES = 64 * 1024
+MAX_JSON_DEPTH = 32
+BODY_IDLE_S = 15.0
+
+RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of a server's table; there is no route without an access level. GET answers HEAD too."""
+
+    method: str
+    path: str
+    handler: RouteHandler
+    access: Access
+
+
+def base_app(
+    settings: Settings, name: str, routes: Sequence[Route], *, ready: Readiness | None = None
+) -> web.Application:
+    """An application with `routes` and what every server has.
+
+    That is: request ids, the gate, errors in the one shape, `/healthz`, `/readyz`, and under keys
+    SETTINGS, SITE and STATE. `ready` tells which part cannot serve, and why (empty: all is well).
+    One handler function serves one access level: the level is looked up by handler.
+    """
+    gate = Gate(settings, admin_token(settings))
+    table = [
+        *routes,
+        Route("GET", "/healthz", _healthz, Access.PUBLIC),
+        Route("GET", "/readyz", _readyz(ready or (lambda app: {})), Access.PUBLIC),
+    ]
+    levels: dict[object, Access] = {}
+    for route in table:
+        if levels.setdefault(route.handler, route.access) is not route.access:
+            raise SettingsError(f"{route.path}: one handler cannot have two access levels")
+    app = web.Application(middlewares=[frame(name, gate, levels)])
+    app[SETTINGS] = settings
+    app[SITE] = load_site(settings.home / "site.toml")
+    app[STATE] = ServerState()
+    app.on_response_prepare.append(prepare_headers(gate))
+    for route in table:
+        if route.method == hdrs.METH_GET:
+            app.router.add_get(route.path, route.handler)
+        else:
+            app.router.add_route(route.method, route.path, route.handler)
+    return app
+
+
+def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """`value` as compact UTF-8 JSON; never cached unless `headers` say so."""
+    return web.Response(
+        status=status,
+        body=orjson.dumps(value),
+        content_type="application/json",
+        headers={hdrs.CACHE_CONTROL: "no-store", **(headers or {})},
+    )
+
+
+async def read_json(request: web.Request, max_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
+    """The JSON object of the request's body.
+
+    Raises UnsupportedMedia, TooLarge, RequestTimeout, or RequestError(reason="invalid_json").
+    """
+    if request.content_type != "application/json":
+        raise UnsupportedMedia("send the body as Content-Type: application/json")
+    body = await read_body(request, max_bytes)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(
+            f"the body is no valid JSON in UTF-8 (near byte {error.pos})", reason="invalid_json"
+        ) from error
+    if not isinstance(value, dict):
+        raise RequestError("the body must be a JSON object, in { }", reason="invalid_json")
+    if too_deep(value):
+        raise RequestError(f"the body nests deeper than {MAX_JSON_DEPTH} levels", reason="invalid_json")
+    return value
+
+
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
+    """The whole body, refused before reading when announced too large, and by count when not."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
+        raise UnsupportedMedia("send the body uncompressed, without Content-Encoding")
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    blocks: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            async with asyncio.timeout(BODY_IDLE_S):
+                block = await request.content.readany()
+        except TimeoutError as error:
+            raise RequestTimeout(f"no part of the body came for {BODY_IDLE_S:g} s") from error
+        except web.HTTPException:
+            raise
+        except (ValueError, OSError) as error:
+            raise RequestError("the body is broken HTTP") from error
+        if not block:
+            return b"".join(blocks)
+        size += len(block)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        blocks.append(block)
+
+
+def too_deep(value: Any) -> bool:
+    """Whether a JSON value nests deeper than MAX_JSON_DEPTH; walks without recursion."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the body is larger than the {max_bytes} bytes allowed")
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return json_response({"status": "draining" if request.app[STATE].draining else "ok"})
+
+
+def _readyz(ready: Readiness) -> RouteHandler:
+    async def readyz(request: web.Request) -> web.Response:
+        problems = dict(ready(request.app))
+        if request.app[STATE].draining:
+            problems["server"] = "stopping"
+        body = {"status": "not_ready" if problems else "ready", "problems": problems}
+        return json_response(body, status=503 if problems else 200)
+
+    return readyz

@@ -1,0 +1,532 @@
+"""Everything a user can set: read once from the environment and `.env`, checked, passed down."""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+import zoneinfo
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from mogine.errors import SettingsError
+
+VENDOR_PREFIXES = ("DOUBAO_", "DASHSCOPE_", "OPENAI_")
+PROVIDER_NAMES = ("doubao", "dashscope", "openai", "extract")
+MAX_ENV_BYTES = 1024 * 1024
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most `count` in every `window_s` seconds; written as `20/minute`."""
+
+    count: int
+    window_s: int
+
+    def __str__(self) -> str:
+        names = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
+        return f"{self.count}/{names[self.window_s]}"
+
+
+# --- parsers: text in, value out, ValueError with the remedy ------------------------------------
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word for part in value.split(",") if (word := part.strip()))
+
+
+def _keys(value: str) -> tuple[str, ...]:
+    keys = _words(value)
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise ValueError("a key is plain ASCII without spaces; paste it again")
+    return keys
+
+
+def _address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected an address such as https://host/path")
+    if parts.username or parts.query or parts.fragment:
+        raise ValueError("an address here has no user, no ? and no #")
+    return value.rstrip("/")
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    origins = _words(value)
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (
+            parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != origin
+        ):
+            raise ValueError(f"{origin!r} is no origin; write https://host or https://host:port, no path")
+    return origins
+
+
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(word, strict=False) for word in _words(value))
+
+
+def _flag(value: str) -> bool:
+    lowered = value.lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected true or false")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", value) or not low <= int(value) <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value) or not low <= float(value) <= high:
+            raise ValueError(f"expected seconds from {low:g} to {high:g}")
+        return float(value)
+
+    return parse
+
+
+def _bytes(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})\s*(?:([KMG])i?B?|B)?", value, re.IGNORECASE)
+        if not match:
+            raise ValueError("expected bytes such as 262144, 256KiB or 4MiB")
+        size: int = int(match[1]) * 1024 ** " KMG".index((match[2] or " ").upper())
+        if not low <= size <= high:
+            raise ValueError(f"expected {low} to {high} bytes")
+        return size
+
+    return parse
+
+
+def _rate(value: str) -> RateLimit:
+    match = re.fullmatch(r"([0-9]{1,9})\s*/\s*(second|minute|hour|day)", value.lower())
+    if not match or int(match[1]) < 1:
+        raise ValueError("expected a rate such as 20/minute (second, minute, hour or day)")
+    return RateLimit(int(match[1]), {"second": 1, "minute": 60, "hour": 3600, "day": 86400}[match[2]])
+
+
+def _base_path(value: str) -> str:
+    if not value.startswith("/") or not re.fullmatch(r"[A-Za-z0-9/_.~-]+", value) or ".." in value:
+        raise ValueError("expected a path such as / or /~temp/mogine_agent/")
+    return value.rstrip("/") + "/"
+
+
+def _zone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("expected a time zone such as Asia/Shanghai") from error
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def _providers(value: str) -> tuple[str, ...]:
+    names = _words(value.lower())
+    for name in names:
+        if name not in PROVIDER_NAMES:
+            raise ValueError(f"{name!r} is no provider; there are {', '.join(PROVIDER_NAMES)}")
+    if len(set(names)) != len(names):
+        raise ValueError("a provider stands there twice")
+    return names
+
+
+def _setting(env: str, default: Any, parse: Callable[[str], Any], help: str, *, secret: bool = False) -> Any:
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={"env": env, "parse": parse, "help": help, "secret": secret},
+    )
+
+
+# --- the tree ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DoubaoSettings:
+    """Volcengine Ark."""
+
+    keys: tuple[str, ...] = _setting(
+        "DOUBAO_API_KEY", (), _keys, "Key of Volcengine Ark; several, comma separated, rotate", secret=True
+    )
+    base_url: str = _setting(
+        "DOUBAO_BASE_URL", "https://ark.cn-beijing.volces.com/api/v3", _address, "Address of Ark"
+    )
+    model: str = _setting(
+        "DOUBAO_MODEL", "doubao-1-5-thinking-vision-pro-250428", _text, "Model or endpoint id (ep-...)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DashScopeSettings:
+    """Alibaba Cloud Model Studio, application completion."""
+
+    keys: tuple[str, ...] = _setting(
+        "DASHSCOPE_API_KEY", (), _keys, "Key of DashScope; several, comma separated, rotate", secret=True
+    )
+    app_id: str = _setting("DASHSCOPE_APP_ID", "", _text, "Id of the application")
+    base_url: str = _setting(
+        "DASHSCOPE_BASE_URL", "https://dashscope.aliyuncs.com/api/v1", _address, "Address of DashScope"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAISettings:
+    """Any OpenAI-compatible server: vLLM, Ollama, llama.cpp, DeepSeek and others."""
+
+    keys: tuple[str, ...] = _setting(
+        "OPENAI_API_KEY",
+        (),
+        _keys,
+        "Key of the OpenAI-compatible server; may stay empty for a local one",
+        secret=True,
+    )
+    base_url: str = _setting("OPENAI_BASE_URL", "", _address, "Its address, ending in /v1 as a rule")
+    model: str = _setting("OPENAI_MODEL", "", _text, "The model it shall use")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may call, from where, and how often."""
+
+    allowed_origins: tuple[str, ...] = _setting(
+        "MOGINE_ALLOWED_ORIGINS",
+        (),
+        _origins,
+        "Browser origins that may call cross-origin; * must be written out",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "MOGINE_ALLOWED_HOSTS",
+        (),
+        _words,
+        "Host names the servers answer to, beside loopback and the hosts of MOGINE_ALLOWED_ORIGINS",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        "MOGINE_TRUSTED_PROXIES",
+        _networks("127.0.0.1/32,::1/128"),
+        _networks,
+        "Whose X-Forwarded-For is believed",
+    )
+    rate_limit: RateLimit = _setting("MOGINE_RATE_LIMIT", RateLimit(20, 60), _rate, "Questions per visitor")
+    site_rate_limit: RateLimit = _setting(
+        "MOGINE_SITE_RATE_LIMIT", RateLimit(600, 60), _rate, "Questions of the whole site"
+    )
+    max_streams_per_visitor: int = _setting(
+        "MOGINE_MAX_STREAMS_PER_VISITOR", 3, _whole(1, 10_000), "Answers open at once per visitor"
+    )
+    max_streams: int = _setting("MOGINE_MAX_STREAMS", 1000, _whole(1, 100_000), "Answers open at once in all")
+    admin_token: str = _setting(
+        "MOGINE_ADMIN_TOKEN",
+        "",
+        _text,
+        "For everything marked admin; made at first start in data/admin_token when empty",
+        secret=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The LLM proxy: what a visitor may ask for, and how long a vendor may take."""
+
+    port: int = _setting("MOGINE_PROXY_PORT", 8741, _whole(0, 65535), "Port of the LLM proxy")
+    base_path: str = _setting(
+        "MOGINE_BASE_PATH", "/", _base_path, "Public path prefix, such as /~temp/mogine_agent/"
+    )
+    providers: tuple[str, ...] = _setting(
+        "MOGINE_PROVIDERS", (), _providers, "Order of preference; empty: those with a key, then extract"
+    )
+    max_body_bytes: int = _setting(
+        "MOGINE_MAX_BODY_BYTES", 256 * 1024, _bytes(1024, 64 * 1024**2), "Largest request body"
+    )
+    max_question_chars: int = _setting(
+        "MOGINE_MAX_QUESTION_CHARS", 8000, _whole(1, 1_000_000), "Longest question, in characters"
+    )
+    max_output_tokens: int = _setting(
+        "MOGINE_MAX_OUTPUT_TOKENS", 2048, _whole(1, 65536), "Most tokens of an answer"
+    )
+    allowed_models: tuple[str, ...] = _setting(
+        "MOGINE_ALLOWED_MODELS", (), _words, "Models a visitor may name; empty: the configured one"
+    )
+    allow_images: bool = _setting(
+        "MOGINE_ALLOW_IMAGES", False, _flag, "Let visitors send pictures (PNG, JPEG, WebP)"
+    )
+    max_image_bytes: int = _setting(
+        "MOGINE_MAX_IMAGE_BYTES", 4 * 1024**2, _bytes(1024, 32 * 1024**2), "Largest picture"
+    )
+    connect_timeout_s: float = _setting(
+        "MOGINE_CONNECT_TIMEOUT", 5.0, _seconds(0.05, 60), "Seconds to reach a vendor"
+    )
+    first_byte_timeout_s: float = _setting(
+        "MOGINE_FIRST_BYTE_TIMEOUT", 30.0, _seconds(0.05, 1800), "Seconds until a vendor's first byte"
+    )
+    idle_timeout_s: float = _setting(
+        "MOGINE_IDLE_TIMEOUT", 30.0, _seconds(0.05, 1800), "Seconds of silence within an answer"
+    )
+    answer_timeout_s: float = _setting(
+        "MOGINE_ANSWER_TIMEOUT", 300.0, _seconds(0.1, 7200), "Seconds a whole answer may take"
+    )
+    ping_s: float = _setting(
+        "MOGINE_PING_INTERVAL",
+        15.0,
+        _seconds(0.05, 300),
+        "Seconds of silence after which a comment line is sent",
+    )
+    shutdown_grace_s: float = _setting(
+        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
+    )
+    kb_url: str = _setting(
+        "MOGINE_KB_URL",
+        "",
+        _address,
+        "Where the proxy finds the knowledge base; empty: the kb port on this machine",
+    )
+    kb_top_k: int = _setting("MOGINE_KB_TOP_K", 4, _whole(1, 20), "Passages given to the model")
+    kb_timeout_s: float = _setting(
+        "MOGINE_KB_TIMEOUT", 3.0, _seconds(0.05, 60), "Seconds the proxy waits for the knowledge base"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeSettings:
+    """The knowledge base."""
+
+    port: int = _setting("MOGINE_KB_PORT", 8739, _whole(0, 65535), "Port of the knowledge base")
+    embedder: str = _setting(
+        "MOGINE_EMBEDDER",
+        "e5",
+        _one_of("e5", "http", "none"),
+        "e5 (bundled, offline), http (OpenAI-compatible endpoint) or none (keyword search only)",
+    )
+    embed_base_url: str = _setting(
+        "MOGINE_EMBED_BASE_URL",
+        "",
+        _address,
+        "Embeddings endpoint for MOGINE_EMBEDDER=http, without /embeddings",
+    )
+    embed_model: str = _setting("MOGINE_EMBED_MODEL", "", _text, "Model of that endpoint")
+    embed_key: str = _setting("MOGINE_EMBED_API_KEY", "", _text, "Key of that endpoint", secret=True)
+    max_upload_bytes: int = _setting(
+        "MOGINE_MAX_UPLOAD_BYTES", 32 * 1024**2, _bytes(1024, 1024**3), "Largest uploaded document"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyticsSettings:
+    """The record of questions."""
+
+    port: int = _setting("MOGINE_ANALYTICS_PORT", 8742, _whole(0, 65535), "Port of analytics")
+    retention_days: int = _setting(
+        "MOGINE_RETENTION_DAYS", 180, _whole(1, 36500), "Rows older than this are deleted by cleanup"
+    )
+    timezone: str = _setting("MOGINE_TIMEZONE", "Asia/Shanghai", _zone, "What a day is")
+    store_answers: bool = _setting("MOGINE_STORE_ANSWERS", True, _flag, "Keep the text of answers")
+    store_questions: str = _setting(
+        "MOGINE_STORE_QUESTIONS",
+        "text",
+        _one_of("text", "hash", "none"),
+        "Keep questions as text, as a hash, or not at all",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one home; `sources` tells for each variable where its value came from."""
+
+    home: Path
+    host: str = _setting("MOGINE_HOST", "127.0.0.1", _text, "Address the servers listen on")
+    log_format: str = _setting("MOGINE_LOG_FORMAT", "text", _one_of("text", "json"), "Lines of the log")
+    doubao: DoubaoSettings = DoubaoSettings()
+    dashscope: DashScopeSettings = DashScopeSettings()
+    openai: OpenAISettings = OpenAISettings()
+    proxy: ProxySettings = ProxySettings()
+    kb: KnowledgeSettings = KnowledgeSettings()
+    analytics: AnalyticsSettings = AnalyticsSettings()
+    access: AccessSettings = AccessSettings()
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def data_path(self) -> Path:
+        """Everything mogine writes."""
+        return self.home / "data"
+
+    @property
+    def analytics_path(self) -> Path:
+        return self.data_path / "analytics.db"
+
+    @property
+    def kb_path(self) -> Path:
+        return self.data_path / "kb"
+
+    @property
+    def provider_order(self) -> tuple[str, ...]:
+        """`MOGINE_PROVIDERS`, else every provider that could answer, then `extract`."""
+        return self.proxy.providers or (
+            *(n for n in PROVIDER_NAMES[:-1] if self.has_credentials(n)),
+            "extract",
+        )
+
+    def has_credentials(self, provider: str) -> bool:
+        """Whether `provider` has what it needs to be asked."""
+        match provider:
+            case "doubao":
+                return bool(self.doubao.keys)
+            case "dashscope":
+                return bool(self.dashscope.keys and self.dashscope.app_id)
+            case "openai":
+                return bool(self.openai.base_url and self.openai.model)
+            case _:
+                return provider == "extract"
+
+    def server_url(self, name: str) -> str:
+        """Where this machine reaches one of its own servers: `proxy`, `kb` or `analytics`."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - where to call
+        port = {"proxy": self.proxy.port, "kb": self.kb.port, "analytics": self.analytics.port}[name]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One setting as documentation and `config show` need it."""
+
+    env: str
+    section: str
+    name: str
+    default: Any
+    parse: Callable[[str], Any]
+    help: str
+    secret: bool
+
+
+def _sections() -> dict[str, type]:
+    return {
+        f.name: f.type
+        for f in fields(Settings)
+        if isinstance(f.type, type) and f.name != "home" and f.type.__name__.endswith("Settings")
+    }
+
+
+def variables() -> Iterator[Variable]:
+    """Every setting there is, in the order of the tree."""
+    for section, cls in {"": Settings, **_sections()}.items():
+        for f in fields(cls):
+            if "env" in f.metadata:
+                m = f.metadata
+                yield Variable(m["env"], section, f.name, f.default, m["parse"], m["help"], m["secret"])
+
+
+def load_settings(environ: Mapping[str, str], home: Path) -> Settings:
+    """The settings of `home`: process environment over `home/.env` over defaults.
+
+    Raises SettingsError that lists every wrong value at once, never the value of a secret.
+    """
+    problems: list[str] = []
+    warnings: list[str] = []
+    file_values = _read_env_file(home / ".env", problems)
+    known = {v.env: v for v in variables()}
+    for name in file_values:
+        if name not in known and name.startswith(("MOGINE_", *VENDOR_PREFIXES)):
+            problems.append(f"{name} in {home / '.env'} is no setting{_nearest(name, known)}")
+    for name in environ:
+        if name.startswith("MOGINE_") and name != "MOGINE_HOME" and name not in known:
+            warnings.append(f"{name} in the environment is no setting{_nearest(name, known)}")
+    sources: dict[str, str] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for variable in known.values():
+        for origin, mapping in (("environment", environ), (".env", file_values)):
+            raw = mapping.get(variable.env)
+            if raw is None or not raw.strip():
+                continue
+            try:
+                value = variable.parse(raw.strip())
+            except ValueError as error:
+                shown = "its value" if variable.secret else repr(raw.strip()[:80])
+                problems.append(f"{variable.env} ({origin}): {shown}: {error}")
+                break
+            values.setdefault(variable.section, {})[variable.name] = value
+            sources[variable.env] = origin
+            break
+        else:
+            sources[variable.env] = "default"
+    if problems:
+        raise SettingsError("\n".join(["these settings are wrong:", *(f"  - {p}" for p in problems)]))
+    sections = {name: cls(**values.get(name, {})) for name, cls in _sections().items()}
+    return Settings(home=home, sources=sources, warnings=tuple(warnings), **sections, **values.get("", {}))
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; see `mogine config show` for all of them"
+
+
+def _read_env_file(path: Path, problems: list[str]) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        if path.stat().st_size > MAX_ENV_BYTES:
+            raise ValueError("larger than 1 MiB; that is no settings file")
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        problems.append(f"{path} cannot be read: {reason}")
+        return {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if (
+            stripped
+            and not stripped.startswith("#")
+            and not re.match(r"(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=", stripped)
+        ):
+            problems.append(f"{path}, line {number}: expected NAME=value")
+    return {k: v for k, v in dotenv_values(stream=StringIO(text), interpolate=False).items() if v is not None}
+
+
+# --- site.toml -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What `site.toml` says for people: free tables, read once and when it changes."""
+
+    company: Mapping[str, Any] = field(default_factory=dict)
+    assistant: Mapping[str, Any] = field(default_factory=dict)
+    widget: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_site(path: Path) -> Site:
+    """`site.toml` of a home; an absent file is an empty site. Raises SettingsError."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8-sig")) if path.exists() else {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    tables = {name: data.get(name, {}) for name in ("company", "assistant", "widget")}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: [{name}] must be a table")
+    return Site(**tables)
