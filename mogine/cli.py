@@ -41,7 +41,8 @@ def front(
 
 def configure_logging(*, verbose: bool) -> None:
     """Lines on stderr: warnings, and with `verbose` everything of ours."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    form = "%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=form)
     logging.getLogger("mogine").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
