@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mogine.commands import config
+from mogine.commands import config, home
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -18,7 +18,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The AI assistant of your company website, on your own server.",
 )
+app.command()(home.init)
 app.add_typer(config.app, name="config")
+app.command()(home.version)
 
 
 @app.callback()
