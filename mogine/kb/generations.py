@@ -1,0 +1,425 @@
+"""Immutable folders and one pointer: how documents change without anybody ever reading half a change.
+
+data/kb/current.json             which generation serves, and which are kept; replaced atomically
+data/kb/lock                     held by the one process that writes
+data/kb/vectors.db               vectors by content, so that nothing is embedded twice
+data/kb/generations/g000042/     texts.db, chroma/, manifest.json: complete, synced, never written again
+data/kb/generations/draft-...    being built; debris once its writer is dead
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mogine.errors import Locked, MogineError, NotFound, StoreError
+from mogine.kb.catalogue import CatalogueWriter, read_documents, read_sources
+from mogine.kb.embedders import Embedder
+from mogine.kb.lexical import LexicalWriter
+from mogine.kb.passages import Document, Passage
+from mogine.kb.texts import create_texts, open_for_reading, open_for_writing
+from mogine.kb.vectors import VectorIndex
+
+FORMAT = 1
+KEPT = 3
+# A server may be a moment behind: what has just been replaced stays until it must have moved on.
+GRACE_S = 15.0
+_EMBED_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a generation says about itself."""
+
+    format: int
+    embedder: str
+    dimensions: int
+    documents: int
+    passages: int
+    created_at: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One complete knowledge base."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Pointer:
+    """`kept` goes from old to new and holds `current`; the others are for going back.
+
+    `leaving` names what was replaced a moment ago, and when.
+    """
+
+    current: str
+    kept: tuple[str, ...]
+    leaving: tuple[tuple[str, float], ...] = ()
+
+
+class Generations:
+    """All generations of one home; cheap to make, holds nothing open."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._folders = path / "generations"
+        self._pointer_path = path / "current.json"
+
+    def current_name(self) -> str | None:
+        """The name of the generation that serves; one small read, for watching."""
+        pointer = self._read_pointer()
+        return pointer.current if pointer else None
+
+    def current(self) -> Generation | None:
+        """None before the first ingest. Raises StoreError when its files are damaged."""
+        name = self.current_name()
+        return self._open(name) if name else None
+
+    def kept(self) -> list[Generation]:
+        """Those that `rollback` can go to and the current one, newest first."""
+        pointer = self._read_pointer()
+        return [self._open(name) for name in reversed(pointer.kept)] if pointer else []
+
+    def rollback(self, name: str | None = None) -> Generation:
+        """Lets `name` serve again, by default the one before the current. Raises NotFound, Locked."""
+        with self._lock():
+            pointer = self._read_pointer()
+            if pointer is None:
+                raise NotFound("there is no generation yet; `mogine kb ingest ./docs` makes the first")
+            before = pointer.kept[: pointer.kept.index(pointer.current)]
+            if name is None and not before:
+                raise NotFound(f"there is no generation older than {pointer.current}")
+            chosen = name or before[-1]
+            if chosen not in pointer.kept:
+                raise NotFound(f"there is no generation {chosen}; there are {', '.join(pointer.kept)}")
+            generation = self._open(chosen)
+            self._write_pointer(replace(pointer, current=chosen))
+            return generation
+
+    @contextmanager
+    def begin(self, embedder: Embedder) -> Iterator["Draft"]:
+        """A draft of the next generation, starting from the current one; left without `commit`, it is gone.
+
+        Holds the writer's lock. Raises Locked when another run does.
+        """
+        with self._lock():
+            self._sweep()
+            draft = Draft(self, self.current(), self._next_name(), embedder)
+            try:
+                yield draft
+            finally:
+                draft.discard()
+
+    # --- for Draft -------------------------------------------------------------------------------
+
+    def draft_path(self, name: str) -> Path:
+        return self._folders / f"draft-{name}"
+
+    def publish(self, name: str) -> None:
+        """A finished draft becomes the current generation: synced, renamed, pointed to. Then sweeps."""
+        draft = self.draft_path(name)
+        _sync_tree(draft)
+        draft.rename(self._folders / name)
+        _sync_folder(self._folders)
+        self._write_pointer(self._pointer_after(name))
+        self._sweep()
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def _open(self, name: str) -> Generation:
+        path = self._folders / name
+        try:
+            fields: dict[str, Any] = json.loads((path / "manifest.json").read_text("utf-8"))
+            if fields.get("format") != FORMAT:
+                raise StoreError(
+                    f"{path} has format {fields.get('format')}, this mogine reads format {FORMAT}; "
+                    "use the mogine that wrote it, or remove data/kb/current.json and run `mogine kb ingest`"
+                )
+            return Generation(
+                name, path, Manifest(**{f.name: fields[f.name] for f in dataclass_fields(Manifest)})
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StoreError(
+                f"{path} is damaged ({error}); `mogine kb rollback` goes back to the one before"
+            ) from error
+
+    def _read_pointer(self) -> _Pointer | None:
+        try:
+            fields = json.loads(self._pointer_path.read_text("utf-8"))
+            leaving = tuple((str(name), float(since)) for name, since in fields.get("leaving", ()))
+            pointer = _Pointer(str(fields["current"]), tuple(map(str, fields["kept"])), leaving)
+            if pointer.current not in pointer.kept:
+                raise ValueError("current is not among kept")
+            return pointer
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self._pointer_path} cannot be read ({error}); "
+                'write {"current": NAME, "kept": [NAME]} with a name from data/kb/generations into it'
+            ) from error
+
+    def _pointer_after(self, name: str) -> _Pointer:
+        """The pointer with `name` as the newest and current; what served last is the way back."""
+        old = self._read_pointer()
+        if old is None:
+            return _Pointer(name, (name,))
+        now = self._clock()
+        kept = (*(n for n in old.kept if n != old.current), old.current, name)
+        leaving = [(n, now) for n in kept[:-KEPT]]
+        leaving += [(n, since) for n, since in old.leaving if 0 <= now - since < GRACE_S]
+        return _Pointer(name, kept[-KEPT:], tuple(leaving))
+
+    def _write_pointer(self, pointer: _Pointer) -> None:
+        draft = self._pointer_path.with_suffix(".new")
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(asdict(pointer), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._pointer_path)
+        _sync_folder(self._path)
+
+    def _next_name(self) -> str:
+        names = [path.name for path in self._folders.iterdir()]
+        numbers = [int(name[1:]) for name in names if name[:1] == "g" and name[1:].isdigit()]
+        return f"g{max(numbers, default=0) + 1:06d}"
+
+    def _sweep(self) -> None:
+        """Removes what no pointer names: drafts of dead writers and generations past keeping."""
+        pointer = self._read_pointer()
+        names = {*pointer.kept, *(name for name, _ in pointer.leaving)} if pointer else set()
+        for path in self._folders.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        try:
+            for folder in (self._path.parent, self._path, self._folders):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be written ({error.strerror})") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip()
+                raise Locked(
+                    f"another run is changing the knowledge base (process {holder or 'unknown'}); "
+                    "wait until it has finished, or stop it"
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)  # gives the lock back, as the death of the process does
+
+
+class Draft:
+    """The next generation while it is built. Nothing is copied before the first change.
+
+    When the current generation has vectors of another embedder, all its passages are embedded anew.
+    """
+
+    def __init__(self, home: Generations, current: Generation | None, name: str, embedder: Embedder) -> None:
+        self._home = home
+        self._current = current
+        self._name = name
+        self._embedder = embedder
+        self._work: _Work | None = None
+        self._sources: dict[str, str] | None = None
+
+    @property
+    def re_embeds(self) -> bool:
+        """Whether a commit embeds every passage again, because the embedder has changed."""
+        return self._current is not None and self._current.manifest.embedder != self._embedder.name
+
+    def sources(self) -> dict[str, str]:
+        """Source to digest of every document that the draft holds."""
+        if self._work:
+            return self._work.sources()
+        if self._current is None:
+            return {}
+        if self._sources is None:
+            try:
+                with closing(open_for_reading(self._current.path)) as db:
+                    self._sources = read_sources(db)
+            except sqlite3.Error as error:
+                raise StoreError(
+                    f"{self._current.path} is damaged ({error}); "
+                    "`mogine kb rollback` goes back to the one before"
+                ) from error
+        return dict(self._sources)
+
+    def replace(self, document: Document, passages: Sequence[Passage]) -> None:
+        """Puts `passages` in the place of whatever the document's source had."""
+        with self._told():
+            self._open().replace(document, passages)
+
+    def remove(self, source: str) -> bool:
+        """Whether there was such a source."""
+        if source not in self.sources():
+            return False
+        with self._told():
+            self._open().remove(source)
+        return True
+
+    def commit(self) -> str:
+        """Lets the draft serve and gives its name; without any change, the name of the current generation.
+
+        After it returned, the change survives a power cut. Raises StoreError, and the old one serves on.
+        """
+        with self._told():
+            if self._work is None and self._current is not None and not self.re_embeds:
+                return self._current.name
+            work = self._open()
+            work.finish()
+            self._work = None
+            self._home.publish(self._name)
+            return self._name
+
+    def discard(self) -> None:
+        """Gives everything back; after a commit there is nothing to give."""
+        if self._work is not None:
+            self._work.close()
+            self._work = None
+        shutil.rmtree(self._home.draft_path(self._name), ignore_errors=True)
+
+    def _open(self) -> "_Work":
+        if self._work is None:
+            path = self._home.draft_path(self._name)
+            if self._current is None or self.re_embeds:
+                path.mkdir(mode=0o700)
+                create_texts(path)
+                self._work = _Work(path, self._embedder, create=True)
+                if self._current is not None:
+                    self._work.take_over(self._current.path)
+            else:
+                shutil.copytree(self._current.path, path)
+                (path / "manifest.json").unlink()
+                self._work = _Work(path, self._embedder, create=False)
+        return self._work
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except MogineError:
+            raise
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"{self._home.draft_path(self._name)} cannot be written ({error}); look at the disk's free "
+                "space. The knowledge base is as it was before"
+            ) from error
+
+
+class _Work:
+    """What is open while a draft is written."""
+
+    def __init__(self, path: Path, embedder: Embedder, *, create: bool) -> None:
+        self._path = path
+        self._embedder = embedder
+        self._db = open_for_writing(path)
+        self._vectors: VectorIndex | None = None
+        try:
+            if embedder.dimensions:
+                self._vectors = VectorIndex(path, create=create)
+            self._catalogue = CatalogueWriter(self._db)
+            self._lexical = LexicalWriter(self._db)
+            self._waiting: list[tuple[int, str]] = []
+            self._db.execute("BEGIN")
+        except BaseException:
+            self.close()
+            raise
+
+    def replace(self, document: Document, passages: Sequence[Passage]) -> None:
+        self.remove(document.source)
+        numbers = self._catalogue.add(document, passages)
+        for number, passage in zip(numbers, passages, strict=True):
+            self._lexical.add(number, passage.searchable)
+            self._waiting.append((number, passage.searchable))
+        if len(self._waiting) >= _EMBED_AT_ONCE:
+            self._embed()
+
+    def remove(self, source: str) -> None:
+        old = self._catalogue.passages_of(source)
+        for number, passage in old:
+            self._lexical.remove(number, passage.searchable)
+        self._catalogue.remove(source)
+        numbers = {number for number, _ in old}
+        kept = [(number, text) for number, text in self._waiting if number not in numbers]
+        embedded = numbers - {number for number, _ in self._waiting}
+        self._waiting = kept
+        if self._vectors and embedded:
+            self._vectors.remove(sorted(embedded))
+
+    def sources(self) -> dict[str, str]:
+        return read_sources(self._db)
+
+    def take_over(self, path: Path) -> None:
+        """Every document of another generation."""
+        with closing(open_for_reading(path)) as db:
+            for document, passages in read_documents(db):
+                self.replace(document, passages)
+
+    def finish(self) -> None:
+        """Writes what is left, the manifest too, and closes."""
+        self._embed()
+        self._lexical.finish()
+        self._db.execute("COMMIT")
+        documents, passages = self._catalogue.counts()
+        manifest = Manifest(
+            FORMAT,
+            self._embedder.name,
+            self._embedder.dimensions,
+            documents,
+            passages,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            {"chromadb": version("chromadb"), "sqlite": sqlite3.sqlite_version},
+        )
+        (self._path / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), "utf-8")
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+        if self._vectors:
+            self._vectors.close()
+            self._vectors = None
+
+    def _embed(self) -> None:
+        if self._vectors and self._waiting:
+            vectors = self._embedder.embed_passages([text for _, text in self._waiting])
+            self._vectors.add([number for number, _ in self._waiting], vectors)
+        self._waiting = []
+
+
+def _sync_tree(top: Path) -> None:
+    for folder, _, names in os.walk(top):
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        _sync_folder(Path(folder))
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""The read side of one generation: finds passages by meaning and by words, and adds both up."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from mogine.errors import RequestError, Unavailable
+from mogine.kb.catalogue import Catalogue
+from mogine.kb.embedders import Embedder
+from mogine.kb.generations import Generation
+from mogine.kb.lexical import LexicalIndex
+from mogine.kb.passages import Hit, Passage, StoredDocument, language
+from mogine.kb.texts import MAX_READERS, Readers
+from mogine.kb.vectors import VectorIndex
+
+Mode = Literal["hybrid", "vector", "keyword"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+# Of each index. With more, nothing gets better; with 20, answers in the other language get lost.
+_CANDIDATES = 50
+# What a passage in the other language is given for words that it cannot share with the question.
+_OTHER_LANGUAGE_SHARE = 0.7
+
+
+class KnowledgeBase:
+    """One generation, open for reading by any number of threads until `close`.
+
+    Raises Unavailable (kb_unavailable) when the generation's vectors are another embedder's.
+    """
+
+    def __init__(self, generation: Generation, embedder: Embedder, *, readers: int = MAX_READERS) -> None:
+        manifest = generation.manifest
+        if embedder.name not in (manifest.embedder, "none"):
+            raise Unavailable(
+                f"the knowledge base was made with the embedder {manifest.embedder}, and MOGINE_EMBEDDER now "
+                f"means {embedder.name}: run `mogine kb ingest` to embed it anew, or set it back",
+                reason="kb_unavailable",
+            )
+        self.generation = generation
+        self._embedder = embedder
+        self._readers = Readers(generation.path, readers)
+        try:
+            self._vectors = VectorIndex(generation.path) if embedder.dimensions else None
+        except BaseException:
+            self._readers.close()
+            raise
+        self._catalogue = Catalogue(self._readers)
+        self._lexical = LexicalIndex(self._readers, manifest.passages)
+
+    @property
+    def name(self) -> str:
+        """The generation's."""
+        return self.generation.name
+
+    def warm(self) -> None:
+        """Pays now what the first search would pay: the index is read from disk."""
+        if self._vectors:
+            self._vectors.warm(self._embedder.dimensions)
+        self._lexical.search("mogine", 1)
+
+    def search(self, query: str, top_k: int = 3, mode: Mode = "hybrid") -> list[Hit]:
+        """The best passages, best first; scores lie in 0-1 and compare within a mode.
+
+        Without vectors `hybrid` is `keyword`, and `vector` is refused. Raises RequestError, StoreError,
+        and UpstreamError when an embedder elsewhere fails.
+        """
+        if mode == "vector" and self._vectors is None:
+            raise RequestError("this knowledge base has no vectors (MOGINE_EMBEDDER=none)", param="mode")
+        if mode == "keyword" or self._vectors is None:
+            scores = self._lexical.search(query, top_k)
+        else:
+            vector = self._embedder.embed_questions([query])[0]
+            nearest = self._vectors.search(vector, max(top_k, _CANDIDATES))
+            if mode == "vector":
+                scores = {number: max(0.0, cosine) for number, cosine in nearest.items()}
+            else:
+                shares = self._lexical.search(query, max(top_k, _CANDIDATES))
+                missing = [number for number in shares if number not in nearest]
+                cosines = {**nearest, **self._vectors.cosines(vector, missing)}
+                scores = self._fuse(query, cosines, shares)
+        best = sorted(scores, key=lambda number: (-scores[number], number))[:top_k]
+        passages = self._catalogue.passages(best)
+        return [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
+
+    def documents(self) -> list[StoredDocument]:
+        return self._catalogue.documents()
+
+    def document(self, id: str) -> StoredDocument:
+        """Raises NotFound."""
+        return self._catalogue.document(id)
+
+    def passages_of(self, id: str) -> list[Passage]:
+        """A document's passages in their order. Raises NotFound."""
+        return self._catalogue.passages_of(id)
+
+    def close(self) -> None:
+        """Only after the last search has ended."""
+        self._readers.close()
+        if self._vectors:
+            self._vectors.close()
+
+    def _fuse(
+        self, query: str, cosines: Mapping[int, float], shares: Mapping[int, float]
+    ) -> dict[int, float]:
+        """The mean of cosine and lexical share.
+
+        By score and not by rank: reciprocal rank fusion loses 9 points of nDCG and nearly all answers in
+        the other language. Those share no words with the question, so they are lent a part of the best.
+        """
+        asked = language(query)
+        lent = _OTHER_LANGUAGE_SHARE * max(shares.values(), default=0.0)
+        languages = self._catalogue.languages(list(cosines))
+        return {
+            number: (cosine + max(shares.get(number, 0.0), lent if languages[number] != asked else 0.0)) / 2
+            for number, cosine in cosines.items()
+        }
