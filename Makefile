@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 export PYTHON
 .DEFAULT_GOAL := install
-.PHONY: install demo test check format bench lock samples docs clean
+.PHONY: install demo test check format bench lock upgrade samples clean
 
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
@@ -32,7 +32,13 @@ bench: $(DEV)
 	@scripts/bench
 
 lock: $(DEV)
+	@scripts/lock
+
+upgrade: $(DEV)
 	@scripts/lock --upgrade
+
+samples: $(DEV)
+	@.venv/bin/python scripts/make-samples
 
 clean:
 	rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
