@@ -11,8 +11,10 @@ MogineError                 500 internal_error            exit 1
 │   ├── TooLarge            413 payload_too_large
 │   ├── UnsupportedMedia    415 unsupported_media_type
 │   ├── UnreadableDocument  422 bad_document
+│   ├── ContentFiltered     400 invalid_request, a vendor's moderation declined the words
 │   └── RateLimited         429 rate_limited
 ├── UpstreamError           502 upstream_error                      exit 4
+│   ├── UpstreamUnreachable 502 upstream_error, no connection or none that lasted to the answer
 │   ├── UpstreamRefused     502 upstream_refused (401, 403, 404 of the vendor)
 │   ├── UpstreamBadResponse 502 upstream_bad_response
 │   ├── AnswerTooLong       502 answer_too_long
@@ -126,6 +128,12 @@ class UnreadableDocument(RequestError):
     exit_code = 1
 
 
+class ContentFiltered(RequestError):
+    """A vendor's moderation declined the question or the answer; its own words are not repeated."""
+
+    exit_code = 1
+
+
 class RateLimited(RequestError):
     """`retry_after_s` is always set; reasons: rate_limited, too_many_streams, budget_exhausted."""
 
@@ -142,6 +150,10 @@ class UpstreamError(MogineError):
     type = "proxy_error"
     default_reason = "upstream_error"
     exit_code = 4
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection to the vendor, or none that lasted until its answer began."""
 
 
 class UpstreamRefused(UpstreamError):
