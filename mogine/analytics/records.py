@@ -98,7 +98,9 @@ class Window:
             )
         tomorrow = now.astimezone(timezone).date() + timedelta(days=1)
         since = datetime.combine(tomorrow - timedelta(days=days), time(), timezone)
-        return cls(since.astimezone(UTC), datetime.combine(tomorrow, time(), timezone).astimezone(UTC), timezone)
+        return cls(
+            since.astimezone(UTC), datetime.combine(tomorrow, time(), timezone).astimezone(UTC), timezone
+        )
 
     @property
     def days(self) -> int:
