@@ -1,7 +1,7 @@
 """How long mogine takes to start, and what it weighs when idle: `make bench`, or this file by itself.
 
-Prints one JSON object: the machine, the time of `mogine --help`, and for `serve all` and each server alone the
-time until it is ready and its memory then; for `serve all` also the first answer and the memory after it.
+Prints one JSON object: the machine, the time of `mogine --help`, and for `serve all` and each server alone
+the time until it is ready and its memory then; for `serve all` also the first answer and the memory after it.
 """
 
 import json
@@ -79,7 +79,7 @@ def children(pid: int) -> list[int]:
 def is_ready(port: str) -> bool:
     """Whether the server at `port` says that it can serve."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as response:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
@@ -87,7 +87,7 @@ def is_ready(port: str) -> bool:
 
 def first_answer_seconds(port: str) -> float:
     """From the question to the whole answer, through the proxy and the knowledge base."""
-    request = urllib.request.Request(  # noqa: S310
+    request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/chat",
         json.dumps({"question": "How long does a refund take?"}).encode(),
         {"Content-Type": "application/json"},

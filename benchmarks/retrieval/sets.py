@@ -55,9 +55,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def ndcg(sources: Sequence[str], grades: Mapping[str, int], depth: int = 10) -> float:
     """Graded: gain 3 for an answer, 1 for the topic; each document counts at its best passage's place."""
     ranked = list(dict.fromkeys(sources))[:depth]
-    gain = sum((2 ** grades.get(s, 0) - 1) / math.log2(i + 2) for i, s in enumerate(ranked))
+    gain: float = sum((2 ** grades.get(s, 0) - 1) / math.log2(i + 2) for i, s in enumerate(ranked))
     best = sorted(grades.values(), reverse=True)[:depth]
-    return gain / sum((2**grade - 1) / math.log2(i + 2) for i, grade in enumerate(best))
+    ideal: float = sum((2**grade - 1) / math.log2(i + 2) for i, grade in enumerate(best))
+    return gain / ideal
 
 
 def hit(sources: Sequence[str], grades: Mapping[str, int], depth: int) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 
 from mogine.errors import Locked, MogineError, NotFound, StoreError
 from mogine.kb.catalogue import CatalogueWriter, read_documents, read_sources
-from mogine.kb.embedders import Embedder
+from mogine.kb.embedders import Embedder, NoEmbedder
 from mogine.kb.lexical import LexicalWriter
 from mogine.kb.passages import Document, Passage
 from mogine.kb.texts import create_texts, open_for_reading, open_for_writing
@@ -338,7 +338,7 @@ class _Work:
         self._db = open_for_writing(path)
         self._vectors: VectorIndex | None = None
         try:
-            if embedder.dimensions:
+            if embedder.name != NoEmbedder.name:
                 self._vectors = VectorIndex(path, create=create)
             self._catalogue = CatalogueWriter(self._db)
             self._lexical = LexicalWriter(self._db)

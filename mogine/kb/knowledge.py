@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from mogine.errors import RequestError, Unavailable
 from mogine.kb.catalogue import Catalogue
-from mogine.kb.embedders import Embedder
+from mogine.kb.embedders import Embedder, NoEmbedder
 from mogine.kb.generations import Generation
 from mogine.kb.lexical import LexicalIndex
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
@@ -29,7 +29,7 @@ class KnowledgeBase:
 
     def __init__(self, generation: Generation, embedder: Embedder, *, readers: int = MAX_READERS) -> None:
         manifest = generation.manifest
-        if embedder.name not in (manifest.embedder, "none"):
+        if embedder.name not in (manifest.embedder, NoEmbedder.name):
             raise Unavailable(
                 f"the knowledge base was made with the embedder {manifest.embedder}, and MOGINE_EMBEDDER now "
                 f"means {embedder.name}: run `mogine kb ingest` to embed it anew, or set it back",
@@ -39,7 +39,8 @@ class KnowledgeBase:
         self._embedder = embedder
         self._readers = Readers(generation.path, readers)
         try:
-            self._vectors = VectorIndex(generation.path) if embedder.dimensions else None
+            has_vectors = manifest.dimensions > 0 and embedder.name != NoEmbedder.name
+            self._vectors = VectorIndex(generation.path) if has_vectors else None
         except BaseException:
             self._readers.close()
             raise
@@ -54,7 +55,7 @@ class KnowledgeBase:
     def warm(self) -> None:
         """Pays now what the first search would pay: the index is read from disk."""
         if self._vectors:
-            self._vectors.warm(self._embedder.dimensions)
+            self._vectors.warm(self.generation.manifest.dimensions)
         self._lexical.search("mogine", 1)
 
     def search(self, query: str, top_k: int = 3, mode: Mode = "hybrid") -> list[Hit]:

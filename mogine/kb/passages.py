@@ -5,6 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+# What a search takes; its cost grows with the question, and nobody asks for longer ones.
+MAX_QUERY_CHARS = 2000
+
 Language = Literal["zh", "other"]
 
 HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

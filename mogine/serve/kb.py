@@ -1,0 +1,341 @@
+"""The knowledge base server: search over the generation that the pointer names, and what it holds."""
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from aiohttp import hdrs, web
+
+from mogine.errors import MogineError, NotFound, RequestError, Unavailable, UpstreamError
+from mogine.kb.embedders import Embedder, clean, open_embedder
+from mogine.kb.generations import Generation, Generations
+from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
+from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument
+from mogine.kb.texts import MAX_READERS
+from mogine.serve.access import Access
+from mogine.serve.app import Route, base_app, json_response
+from mogine.serve.keys import SITE
+from mogine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+RETRY_S = 5.0
+MAX_TOP_K = 50
+MAX_WAITING = 64
+
+NOT_LOADED = "the knowledge base is being loaded; try again in a few seconds"
+NO_GENERATION = "there are no documents yet; `mogine kb ingest ./docs` takes them in"
+DAMAGED = "the files of the knowledge base cannot be read; the server's log says which, and what helps"
+
+T = TypeVar("T")
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The server of contract section 4; loads the embedder and the index in the background."""
+    app = base_app(settings, "kb", ROUTES, ready=_problems)
+    app[SHELF] = Shelf(Generations(settings.kb_path), open_embedder(settings))
+    app.cleanup_ctx.append(_keep_shelf)
+    return app
+
+
+# --- the generation that serves ------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Lent:
+    """An open generation and how many searches run on it."""
+
+    knowledge: KnowledgeBase
+    searches: int = 0
+    is_retired: bool = False
+
+
+class Shelf:
+    """Holds the current generation open, and moves to the next when the pointer moves.
+
+    The next one is opened and warmed beside the old; searches that run finish on the generation they
+    began with, which is closed after its last one. Opening, and each search, has a thread.
+    """
+
+    def __init__(self, generations: Generations, embedder: Embedder) -> None:
+        self._generations = generations
+        self._embedder = embedder
+        self._guard = threading.Lock()
+        self._lent: _Lent | None = None
+        self._problem = NOT_LOADED
+        self._failed: tuple[str, float] | None = None
+        self._waiting = 0
+        self._loader = ThreadPoolExecutor(1, "kb-load")
+        self._searchers = ThreadPoolExecutor(MAX_READERS, "kb-search")
+
+    @property
+    def generation(self) -> Generation | None:
+        """The one that serves."""
+        lent = self._lent
+        return lent.knowledge.generation if lent else None
+
+    @property
+    def problem(self) -> str:
+        """Why nothing serves; "" when something does."""
+        return "" if self._lent else self._problem
+
+    async def run(self, work: Callable[[KnowledgeBase], T]) -> T:
+        """`work` on the current generation, in a thread. Raises Unavailable."""
+        if self._lent is None:
+            raise Unavailable(self._problem, reason="kb_unavailable")
+        if self._waiting >= MAX_WAITING:
+            raise Unavailable("the knowledge base has too many searches waiting; try again", retry_after_s=1)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._searchers, self._on_current, work)
+        finally:
+            self._waiting -= 1
+
+    async def watch(self) -> None:
+        """Follows the pointer until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await loop.run_in_executor(self._loader, self.refresh)
+            await asyncio.sleep(POLL_S)
+
+    def refresh(self) -> None:
+        """One look at the pointer; opens what it names. Says in `problem` and in the log what fails."""
+        name = ""
+        try:
+            name = self._generations.current_name() or ""
+            if name == (self.generation.name if self.generation else ""):
+                self._problem = self.problem and NO_GENERATION
+                return
+            if self._failed and self._failed[0] == name and time.monotonic() < self._failed[1] + RETRY_S:
+                return
+            self._swap(self._open())
+            self._failed = None
+        except MogineError as error:
+            if not self._failed or self._failed[0] != name:
+                log.error("knowledge base: %s", error.message)
+            # A message about files names a path, which is for the owner and not for visitors.
+            self._problem = error.message if isinstance(error, Unavailable) else DAMAGED
+            self._failed = (name, time.monotonic())
+
+    def close(self) -> None:
+        """After the last search has ended."""
+        self._loader.shutdown()
+        self._searchers.shutdown(cancel_futures=True)
+        self._swap(None)
+
+    def _open(self) -> KnowledgeBase | None:
+        generation = self._generations.current()
+        if generation is None:
+            return None
+        self._embedder.warm()
+        knowledge = KnowledgeBase(generation, self._embedder)
+        try:
+            knowledge.warm()
+        except BaseException:
+            knowledge.close()
+            raise
+        log.info("knowledge base: generation %s serves", generation.name)
+        return knowledge
+
+    def _swap(self, knowledge: KnowledgeBase | None) -> None:
+        with self._guard:
+            old, self._lent = self._lent, _Lent(knowledge) if knowledge else None
+            if old is None:
+                return
+            old.is_retired = True
+            is_idle = old.searches == 0
+        if is_idle:
+            old.knowledge.close()
+
+    def _on_current(self, work: Callable[[KnowledgeBase], T]) -> T:
+        with self._borrowed() as knowledge:
+            return work(knowledge)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[KnowledgeBase]:
+        """In the thread that searches, because a visitor who leaves does not end the thread's work."""
+        with self._guard:
+            lent = self._lent
+            if lent is None:
+                raise Unavailable(self._problem, reason="kb_unavailable")
+            lent.searches += 1
+        try:
+            yield lent.knowledge
+        finally:
+            with self._guard:
+                lent.searches -= 1
+                is_over = lent.is_retired and lent.searches == 0
+            if is_over:
+                lent.knowledge.close()
+
+
+SHELF = web.AppKey("SHELF", Shelf)
+
+
+async def _keep_shelf(app: web.Application) -> AsyncIterator[None]:
+    watcher = asyncio.create_task(app[SHELF].watch())
+    yield
+    watcher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watcher
+    await asyncio.to_thread(app[SHELF].close)
+
+
+def _problems(app: web.Application) -> Mapping[str, str]:
+    problem = app[SHELF].problem
+    return {"knowledge": problem} if problem else {}
+
+
+# --- handlers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A checked search."""
+
+    text: str
+    top_k: int
+    mode: Mode
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> "_Query":
+        """Raises RequestError that names the parameter."""
+        text = clean(parameters.get("q", "")).strip()
+        if not text:
+            raise RequestError("q is empty: say what to search for, as in /api/search?q=refund", param="q")
+        if len(text) > MAX_QUERY_CHARS:
+            raise RequestError(f"q is longer than {MAX_QUERY_CHARS} characters", param="q")
+        top_k = parameters.get("top_k", "3")
+        if not re.fullmatch(r"[0-9]{1,4}", top_k) or not 1 <= int(top_k) <= MAX_TOP_K:
+            raise RequestError(f"top_k must be a whole number from 1 to {MAX_TOP_K}", param="top_k")
+        mode = next((m for m in MODES if m == parameters.get("mode", "hybrid")), None)
+        if mode is None:
+            raise RequestError(f"mode must be one of {', '.join(MODES)}", param="mode")
+        return cls(text, int(top_k), mode)
+
+
+async def search(request: web.Request) -> web.Response:
+    """GET /api/search"""
+    query = _Query.of(request.query)
+    started = time.perf_counter()
+    mode, generation, hits = await request.app[SHELF].run(functools.partial(_search, query))
+    body = {
+        "query": query.text,
+        "mode": mode,
+        "generation": generation,
+        "took_ms": round((time.perf_counter() - started) * 1000, 1),
+        "results": [_result(hit, rank) for rank, hit in enumerate(hits, start=1)],
+    }
+    return json_response(body)
+
+
+def _search(query: _Query, knowledge: KnowledgeBase) -> tuple[Mode, str, list[Hit]]:
+    try:
+        return query.mode, knowledge.name, knowledge.search(query.text, query.top_k, query.mode)
+    except UpstreamError as error:
+        if query.mode != "hybrid":
+            raise
+        # An embedder elsewhere that is down costs the meaning, not the words.
+        log.warning("search by keywords only: %s", error.message)
+        return "keyword", knowledge.name, knowledge.search(query.text, query.top_k, "keyword")
+
+
+def _result(hit: Hit, rank: int) -> dict[str, Any]:
+    passage = hit.passage
+    return {
+        "id": passage.id,
+        "text": passage.text,
+        "title": passage.title,
+        "heading": passage.heading,
+        "source": passage.source,
+        "url": passage.url,
+        "page": passage.page,
+        "score": round(hit.score, 4),
+        "rank": rank,
+    }
+
+
+async def company_info(request: web.Request) -> web.Response:
+    """GET /api/company_info"""
+    company = request.app[SITE].company
+    if not company:
+        raise NotFound("nothing is known about the company; its owner can fill in [company] in site.toml")
+    body = orjson.dumps(dict(company))
+    etag = hashlib.sha256(body).hexdigest()[:32]
+    headers = {hdrs.ETAG: f'"{etag}"', hdrs.CACHE_CONTROL: "no-cache"}
+    if any(known.value in (etag, "*") for known in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+async def documents(request: web.Request) -> web.Response:
+    """GET /api/documents"""
+    name, found = await request.app[SHELF].run(lambda knowledge: (knowledge.name, knowledge.documents()))
+    return json_response({"generation": name, "documents": [_document(document) for document in found]})
+
+
+async def document(request: web.Request) -> web.Response:
+    """GET /api/documents/{id}"""
+    id = request.match_info["id"]
+    found, passages = await request.app[SHELF].run(
+        lambda knowledge: (knowledge.document(id), knowledge.passages_of(id))
+    )
+    shown = [
+        {"id": p.id, "position": p.position, "heading": p.heading, "page": p.page, "text": p.text}
+        for p in passages
+    ]
+    return json_response({**_document(found), "passages": shown})
+
+
+def _document(document: StoredDocument) -> dict[str, Any]:
+    return {
+        "id": document.id,
+        "source": document.source,
+        "title": document.title,
+        "url": document.url,
+        "updated": document.updated,
+        "digest": document.digest,
+        "passage_count": document.passages,
+        "characters": document.characters,
+    }
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /api/kb/health"""
+    shelf = request.app[SHELF]
+    generation = shelf.generation
+    if generation is None:
+        return json_response({"status": "unavailable", "problem": shelf.problem, "generation": None})
+    manifest = generation.manifest
+    return json_response(
+        {
+            "status": "ok",
+            "generation": generation.name,
+            "created_at": manifest.created_at,
+            "documents": manifest.documents,
+            "passages": manifest.passages,
+            "embedder": manifest.embedder,
+        }
+    )
+
+
+ROUTES = (
+    Route("GET", "/api/search", search, Access.PUBLIC),
+    Route("GET", "/api/company_info", company_info, Access.PUBLIC),
+    Route("GET", "/api/documents", documents, Access.ADMIN),
+    Route("GET", "/api/documents/{id}", document, Access.ADMIN),
+    Route("GET", "/api/kb/health", health, Access.PUBLIC),
+)
