@@ -1,0 +1,116 @@
+"""What `cleanup` deletes: rows past their time, in slices that let writers through, really gone from disk."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from mogine.analytics.records import MAX_DAYS
+from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.errors import RequestError
+
+SLICE_ROWS = 500
+SLICE_PAGES = 500
+MAX_QUIET = timedelta(days=2)
+CLOCK_TOLERANCE = timedelta(seconds=5)
+CHECKPOINT_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """What was done, or with `dry_run` would be. `bytes_freed` is what the files on disk lost;
+    `erased` is False when a reader kept deleted text in the journal until it ends."""
+
+    older_than_days: int
+    before: datetime
+    dry_run: bool
+    rows: int
+    bytes_freed: int
+    bytes_estimated: int
+    erased: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the API and `--json` tell it."""
+        return {**asdict(self), "before": self.before.isoformat()}
+
+
+def cleanup(
+    store: AnalyticsStore,
+    older_than_days: int,
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    now: datetime | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Cleanup:
+    """Deletes the rows that began more than `older_than_days` times 24 hours ago; never any other.
+
+    Raises Locked while another run is at it, and RequestError when the clock cannot be right: it
+    stands before the newest row, or more than two days after it (`force` says that it is right).
+    """
+    if not 1 <= older_than_days <= MAX_DAYS:
+        raise RequestError(
+            f"older_than_days must be a whole number from 1 to {MAX_DAYS}",
+            reason="bad_filter",
+            param="older_than_days",
+        )
+    now = now or datetime.now(UTC)
+    before = now - timedelta(days=older_than_days)
+    rows = store.count_before(before)
+    if not rows:
+        return Cleanup(older_than_days, before, dry_run, 0, 0, 0)
+    if not force:
+        _check_clock(now, store.newest_at())
+    estimated = _size_bytes(store.path) * rows // max(1, store.summary().rows)
+    if dry_run:
+        return Cleanup(older_than_days, before, dry_run, rows, 0, estimated)
+    with locked_file(store.path.with_name("cleanup.lock")):
+        size = _size_bytes(store.path)
+        deleted = 0
+        while gone := _in_turn(lambda: store.delete_before(before, limit=SLICE_ROWS), sleep):
+            deleted += gone
+        while _in_turn(lambda: store.give_back(SLICE_PAGES), sleep):
+            pass
+        erased = _checkpoint(store, sleep)
+        freed = max(0, size - _size_bytes(store.path))
+    return Cleanup(older_than_days, before, dry_run, deleted, freed, estimated, erased)
+
+
+def _in_turn(slice_of_work: Callable[[], int], sleep: Callable[[float], None]) -> int:
+    """Does one slice, then leaves the database to the writers for as long as that took."""
+    started = time.monotonic()
+    done = slice_of_work()
+    if done:
+        sleep(min(0.1, max(0.005, time.monotonic() - started)))
+    return done
+
+
+def _checkpoint(store: AnalyticsStore, sleep: Callable[[float], None]) -> bool:
+    for _ in range(CHECKPOINT_TRIES):
+        if store.checkpoint():
+            return True
+        sleep(0.05)
+    return False
+
+
+def _check_clock(now: datetime, newest: datetime | None) -> None:
+    if newest is None:
+        return
+    times = f"the newest question is of {newest:%Y-%m-%d %H:%M} UTC, the clock says {now:%Y-%m-%d %H:%M} UTC"
+    if newest - now > CLOCK_TOLERANCE:
+        raise RequestError(
+            f"{times}, which is earlier: nothing was deleted. Set the clock; if it is right, say --force"
+        )
+    if now - newest > MAX_QUIET:
+        raise RequestError(
+            f"{times}, which is more than two days later: nothing was deleted, since a clock that runs "
+            "ahead would delete too much. If the site was just quiet, say --force"
+        )
+
+
+def _size_bytes(path: Path) -> int:
+    """The file and its journal."""
+    files = (path, path.with_name(path.name + "-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())
