@@ -357,10 +357,10 @@ class _Streamed(_Player):
         return self.wire.think(piece)
 
     async def _half(self, inside: str) -> None:
-        """A frame up to the middle of its text's first character."""
-        first = inside[0].encode()
+        """A frame that ends after the first byte of its text's last character."""
         frame = self._spoken(inside)
-        await self.pipe.write(frame[: frame.rindex(inside.encode()) + max(len(first) // 2, 1)])
+        text = inside.encode()
+        await self.pipe.write(frame[: frame.rindex(text) + len(text) - len(inside[-1].encode()) + 1])
 
 
 class _Whole(_Player):

@@ -340,7 +340,7 @@ def head() -> Head:
 def cut(*, inside: str = "", reset: bool = False) -> Cut:
     """The connection breaks here, without the last chunk: closed, or reset (RST) with `reset`.
 
-    With `inside` a frame with that text is begun and broken off in the middle of its first character.
+    With `inside` a frame with that text is begun and broken off after the first byte of its last character.
     """
     return Cut(inside, reset)
 
