@@ -28,7 +28,9 @@ class ChatRequest:
     """What goes to a provider: everything in it was chosen or checked by the server.
 
     `provider` and `model` are settled (`model` may be "" where the vendor's side chooses it).
-    `session_id` is the vendor's own session (DashScope), never ours.
+    `session_id` is the vendor's own session (DashScope), never ours. `incremental` and `thoughts`
+    are DashScope's `incremental_output` and `has_thoughts`: a native body decides them, so that the
+    vendor's frames can be handed on as they are; other dialects leave them alone.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -41,6 +43,8 @@ class ChatRequest:
     max_tokens: int | None = None
     session_id: str | None = None
     citations: tuple["Citation", ...] = ()
+    incremental: bool = True
+    thoughts: bool = True
 
     @property
     def question(self) -> str:

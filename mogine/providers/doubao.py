@@ -3,7 +3,7 @@
 from mogine.providers.compatible import CompatibleDialect
 from mogine.providers.vendor import Vendor, VendorProvider
 from mogine.settings import DoubaoSettings
-from mogine.upstream import Client
+from mogine.upstream import Client, Retries
 
 # The default model is kept for homes that still have it under contract; new accounts get a 404.
 ARK = Vendor(
@@ -15,7 +15,7 @@ ARK = Vendor(
 )
 
 
-def provider(settings: DoubaoSettings, client: Client) -> VendorProvider:
+def provider(settings: DoubaoSettings, client: Client, retries: Retries | None = None) -> VendorProvider:
     """The provider `doubao`."""
     dialect = CompatibleDialect(settings.base_url)
-    return VendorProvider("doubao", settings.model, ARK, dialect, client, settings.keys)
+    return VendorProvider("doubao", settings.model, ARK, dialect, client, settings.keys, retries)

@@ -3,7 +3,7 @@
 from mogine.providers.compatible import CompatibleDialect
 from mogine.providers.vendor import Vendor, VendorProvider
 from mogine.settings import OpenAISettings
-from mogine.upstream import Client
+from mogine.upstream import Client, Retries
 
 SERVER = Vendor(
     label="OpenAI-compatible server",
@@ -14,7 +14,7 @@ SERVER = Vendor(
 )
 
 
-def provider(settings: OpenAISettings, client: Client) -> VendorProvider:
+def provider(settings: OpenAISettings, client: Client, retries: Retries | None = None) -> VendorProvider:
     """The provider `openai`; without a key it sends none."""
     dialect = CompatibleDialect(settings.base_url)
-    return VendorProvider("openai", settings.model, SERVER, dialect, client, settings.keys)
+    return VendorProvider("openai", settings.model, SERVER, dialect, client, settings.keys, retries)

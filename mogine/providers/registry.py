@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from mogine.chat import Provider
-from mogine.providers import doubao, openai
+from mogine.providers import dashscope, doubao, openai
 from mogine.providers.extract import ExtractProvider
 from mogine.settings import Settings
 from mogine.upstream import Client, Limits, open_client
 
 VENDORS: Mapping[str, Callable[[Settings, Client], Provider]] = {
     "doubao": lambda settings, client: doubao.provider(settings.doubao, client),
+    "dashscope": lambda settings, client: dashscope.provider(settings.dashscope, client),
     "openai": lambda settings, client: openai.provider(settings.openai, client),
 }
 
