@@ -141,9 +141,7 @@ def _write(child: "subprocess.Popen[bytes]", pieces: list[bytes], deadline: floa
     for piece in pieces:
         rest = memoryview(piece)
         while rest:
-            _, ready, _ = select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
+            _wait(descriptor, select.POLLOUT, deadline)
             rest = rest[os.write(descriptor, rest[: 1024 * 1024]) :]
 
 
@@ -151,14 +149,20 @@ def _read(child: "subprocess.Popen[bytes]", count: int, deadline: float) -> byte
     descriptor = _descriptor(child.stdout)
     received = bytearray()
     while len(received) < count:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
+        _wait(descriptor, select.POLLIN, deadline)
         block = os.read(descriptor, min(count - len(received), 1024 * 1024))
         if not block:
             raise EOFError
         received += block
     return bytes(received)
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    """Not select(): a server may have more than 1,024 descriptors open."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
 
 
 def _descriptor(pipe: IO[bytes] | None) -> int:
