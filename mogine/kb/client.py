@@ -63,7 +63,7 @@ class KnowledgeClient:
             return SearchResult(hits, str(body["generation"]), float(body["took_ms"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unavailable(
-                "what answers at the knowledge base's address is none; check MOGINE_KB_URL and MOGINE_KB_PORT",
+                "no knowledge base answers at this address; check MOGINE_KB_URL and MOGINE_KB_PORT",
                 reason="kb_unavailable",
             ) from error
 

@@ -107,17 +107,24 @@ class Shelf:
     async def watch(self) -> None:
         """Follows the pointer until cancelled."""
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._loader, self.refresh)
+        if self._lent is None:
+            # The first ingest is searchable the sooner for it.
+            await loop.run_in_executor(self._loader, self._embedder.warm)
         while True:
-            await loop.run_in_executor(self._loader, self.refresh)
             await asyncio.sleep(POLL_S)
+            await loop.run_in_executor(self._loader, self.refresh)
 
     def refresh(self) -> None:
         """One look at the pointer; opens what it names. Says in `problem` and in the log what fails."""
         name = ""
         try:
             name = self._generations.current_name() or ""
-            if name == (self.generation.name if self.generation else ""):
-                self._problem = self.problem and NO_GENERATION
+            if self.generation and name == self.generation.name:
+                return
+            if not name:
+                self._problem = NO_GENERATION
+                self._swap(None)
                 return
             if self._failed and self._failed[0] == name and time.monotonic() < self._failed[1] + RETRY_S:
                 return
