@@ -297,6 +297,12 @@ class ProxySettings:
         _seconds(0.05, 300),
         "Seconds of silence after which a comment line is sent",
     )
+    reader_timeout_s: float = _setting(
+        "MOGINE_READER_TIMEOUT",
+        60.0,
+        _seconds(0.05, 3600),
+        "Seconds after which a visitor who reads nothing of an answer is disconnected",
+    )
     shutdown_grace_s: float = _setting(
         "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
     )

@@ -1,15 +1,23 @@
 """Every key under which a handler reaches something: the application's and the request's."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NewType
+from dataclasses import dataclass, field
+from typing import NewType, Protocol
 
 from aiohttp import web
 
+from mogine.errors import MogineError
 from mogine.settings import Settings, Site
 
 RequestId = NewType("RequestId", str)
 Readiness = Callable[[web.Application], Mapping[str, str]]
+
+
+class Answering(Protocol):
+    """An answer that is being given to a visitor."""
+
+    def stop(self, error: MogineError) -> None:
+        """End it with `error`, which the visitor is told."""
 
 
 @dataclass(slots=True)
@@ -17,6 +25,7 @@ class ServerState:
     """What changes while a server runs. `draining` is set by the runner when a stop was asked for."""
 
     draining: bool = False
+    running: set[Answering] = field(default_factory=set)
 
 
 SETTINGS = web.AppKey("SETTINGS", Settings)

@@ -1,0 +1,187 @@
+"""How often and how much at once: rates per visitor and site, open answers, and each answer's own end."""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from mogine.errors import MogineError, RateLimited, Unavailable
+from mogine.serve.keys import ServerState
+from mogine.settings import AccessSettings, RateLimit
+
+MAX_TRACKED_VISITORS = 10_000
+BUSY_RETRY_S = 5.0
+OVERLOADED_RETRY_S = 2.0
+
+
+class TooOften(RateLimited):
+    """`repeated`: the visitor has been told so before in this window, which need not be recorded again."""
+
+    def __init__(self, message: str, *, retry_after_s: float, repeated: bool) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.repeated = repeated
+
+
+class Window:
+    """At most `limit.count` takings per key in any `limit.window_s` seconds; for a bounded number of keys."""
+
+    def __init__(self, limit: RateLimit, max_keys: int = MAX_TRACKED_VISITORS) -> None:
+        self._count = limit.count
+        self._window_s = limit.window_s
+        self._max_keys = max_keys
+        self._taken: OrderedDict[str, deque[float]] = OrderedDict()
+        self._refused_at: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def wait_s(self, key: str, now: float) -> float:
+        """Seconds until `key` may take again; 0 when it may now."""
+        times = self._taken.get(key)
+        if times is None:
+            return 0.0
+        while times and now - times[0] >= self._window_s:
+            times.popleft()
+        return self._window_s - (now - times[0]) if len(times) >= self._count else 0.0
+
+    def take(self, key: str, now: float) -> None:
+        """Count one for `key`; the key that was quiet longest is forgotten when there are too many."""
+        self._taken.setdefault(key, deque()).append(now)
+        self._taken.move_to_end(key)
+        if len(self._taken) > self._max_keys:
+            forgotten, _ = self._taken.popitem(last=False)
+            self._refused_at.pop(forgotten, None)
+
+    def refuse(self, key: str, now: float) -> bool:
+        """Note a refusal; whether there was one before within the window."""
+        before = self._refused_at.get(key)
+        repeated = before is not None and now - before < self._window_s
+        if not repeated and key in self._taken:
+            self._refused_at[key] = now
+        return repeated
+
+
+class Limits:
+    """Decides whether one more answer may begin; every open answer has a `Place`."""
+
+    def __init__(
+        self, access: AccessSettings, state: ServerState, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._access = access
+        self._state = state
+        self._clock = clock
+        self._visitors = Window(access.rate_limit)
+        self._site = Window(access.site_rate_limit, max_keys=1)
+        self._open: dict[str, int] = {}
+
+    @property
+    def tracked(self) -> int:
+        """How many visitors' rates are remembered."""
+        return len(self._visitors)
+
+    def open(self, visitor: str) -> "Place":
+        """A place for one answer, to be left by `with`.
+
+        Raises Unavailable (shutting_down, overloaded) or RateLimited (too_many_streams, rate_limited).
+        """
+        if self._state.draining:
+            raise Unavailable("the server is stopping; ask again in a moment", reason="shutting_down")
+        if len(self._state.running) >= self._access.max_streams:
+            raise Unavailable(
+                "too many answers are being given right now; ask again in a moment",
+                retry_after_s=OVERLOADED_RETRY_S,
+            )
+        if self._open.get(visitor, 0) >= self._access.max_streams_per_visitor:
+            raise RateLimited(
+                f"{self._access.max_streams_per_visitor} of your answers are still running; "
+                "wait for one to end",
+                reason="too_many_streams",
+                retry_after_s=BUSY_RETRY_S,
+            )
+        now = self._clock()
+        for window, key, whose in ((self._visitors, visitor, "you"), (self._site, "", "all visitors")):
+            if wait := window.wait_s(key, now):
+                limit = self._access.rate_limit if key else self._access.site_rate_limit
+                raise TooOften(
+                    f"too many questions from {whose}: {limit} are allowed; wait {max(1, round(wait))} s",
+                    retry_after_s=wait,
+                    repeated=self._visitors.refuse(visitor, now),
+                )
+        self._visitors.take(visitor, now)
+        self._site.take("", now)
+        return Place(self, visitor)
+
+    def enter(self, place: "Place") -> None:
+        """Count `place` as open."""
+        self._state.running.add(place)
+        self._open[place.visitor] = self._open.get(place.visitor, 0) + 1
+
+    def leave(self, place: "Place") -> None:
+        """Count `place` as open no longer."""
+        self._state.running.discard(place)
+        left = self._open.get(place.visitor, 0) - 1
+        if left > 0:
+            self._open[place.visitor] = left
+        else:
+            self._open.pop(place.visitor, None)
+
+
+class Place:
+    """One open answer: counted while `with` holds, and ended from outside by `stop`."""
+
+    __slots__ = ("_limits", "deadline", "visitor")
+
+    def __init__(self, limits: Limits, visitor: str) -> None:
+        self._limits = limits
+        self.visitor = visitor
+        self.deadline: Deadline | None = None
+
+    def __enter__(self) -> Self:
+        self._limits.enter(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._limits.leave(self)
+
+    def within(self, seconds: float, error: MogineError) -> "Deadline":
+        """A context that ends with `error` after `seconds`, or with the error that `stop` gives."""
+        self.deadline = Deadline(seconds, error)
+        return self.deadline
+
+    def stop(self, error: MogineError) -> None:
+        """End the answer now, with `error`."""
+        if self.deadline is not None:
+            self.deadline.end(error)
+
+
+class Deadline:
+    """Ends the block that it surrounds, at a time limit or when told to, by raising its error there."""
+
+    __slots__ = ("_error", "_timeout")
+
+    def __init__(self, seconds: float, error: MogineError) -> None:
+        self._error = error
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise self._error from None
+
+    def end(self, error: MogineError) -> None:
+        """Raise `error` in the block now; too late is no harm."""
+        if self._timeout.when() is not None and not self._timeout.expired():
+            self._error = error
+            try:
+                self._timeout.reschedule(asyncio.get_running_loop().time())
+            except RuntimeError:
+                return  # the block has just been left

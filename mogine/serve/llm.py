@@ -1,0 +1,118 @@
+"""`POST /api/llm/{provider}`: one question to one provider, answered in the dialect in which it was asked."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+import orjson
+from aiohttp import web
+
+from mogine.answer import cite, find
+from mogine.chat import ChatEvent, ChatMessage, ChatRequest, Citations, Provider, Usage
+from mogine.errors import ErrorEnvelope
+from mogine.providers.compatible import OpenAIEncoder
+from mogine.serve import sse
+from mogine.serve.app import json_response, read_json
+from mogine.serve.desk import DESK, Desk, told
+from mogine.serve.dialects import Asked, Dialect, max_body_bytes, parse
+from mogine.serve.observe import Observation, recorded
+
+
+async def llm(request: web.Request) -> web.StreamResponse:
+    """The handler."""
+    desk = request.app[DESK]
+    provider = desk.provider(request.match_info["provider"])
+    limits = desk.settings.proxy
+    body = await read_json(request, max_body_bytes(limits))
+    asked = parse(body, request.headers, provider, limits)
+    bucket = desk.bucket(request)
+    seen = desk.observe(request, bucket, "llm", provider.name, asked.request.question)
+    with recorded(desk.recorder, seen), desk.limits.open(bucket) as place:
+        asked = replace(asked, request=await _settled(desk, asked.request, bucket, provider))
+        seen.request, seen.model = asked.request, asked.request.model
+        if asked.request.stream:
+            response = await sse.respond(
+                request,
+                _frames(provider, asked, seen),
+                within=desk.within(place),
+                last_words=lambda error: _error_frame(asked.dialect, told(error, seen)),
+                ping_s=limits.ping_s,
+                stall_s=limits.reader_timeout_s,
+            )
+        else:
+            async with desk.within(place):
+                response = await _whole(provider, asked, seen)
+        if seen.finish is not None and seen.finish.session_id:
+            desk.vendor_sessions.note(seen.finish.session_id, bucket)
+        return response
+
+
+async def _settled(desk: Desk, request: ChatRequest, bucket: str, provider: Provider) -> ChatRequest:
+    """The request with what the server adds: its own system prompt, passages for `extract`."""
+    if request.session_id and not desk.vendor_sessions.allows(request.session_id, bucket):
+        request = replace(request, session_id=None)
+    if not provider.dialect:
+        hits = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
+        return replace(request, citations=tuple(cite(hits)))
+    system = desk.site.now().assistant.get("llm_system_prompt")
+    if isinstance(system, str) and system.strip():
+        return replace(request, messages=(ChatMessage("system", system.strip()), *request.messages))
+    return request
+
+
+async def _frames(provider: Provider, asked: Asked, seen: Observation) -> AsyncGenerator[bytes, None]:
+    """The answer's frames: the vendor's own bytes where it speaks the visitor's dialect."""
+    encoder = None if provider.dialect == asked.dialect else _encoder(asked, seen)
+    if encoder is not None and asked.request.citations:
+        citations = Citations(asked.request.citations)
+        seen.see(citations)
+        yield encoder.chunk(citations)
+    async with aclosing(provider.stream(asked.request)) as chunks:
+        async for chunk in chunks:
+            for event in chunk.events:
+                seen.see(event)
+            if encoder is not None:
+                if frames := b"".join(map(encoder.chunk, chunk.events)):
+                    yield frames
+            elif chunk.raw and (
+                asked.include_usage or asked.dialect != "openai" or not _only_usage(chunk.events)
+            ):
+                yield chunk.raw
+    if encoder is not None and (last := encoder.end()):
+        yield last
+
+
+async def _whole(provider: Provider, asked: Asked, seen: Observation) -> web.Response:
+    events: list[ChatEvent] = []
+    if asked.request.citations:
+        events.append(Citations(asked.request.citations))
+    raw = b""
+    async with aclosing(provider.stream(asked.request)) as chunks:
+        async for chunk in chunks:
+            raw += chunk.raw
+            events += chunk.events
+    for event in events:
+        seen.see(event)
+    if provider.dialect == asked.dialect:
+        return web.Response(body=raw, content_type="application/json", headers={"Cache-Control": "no-store"})
+    return json_response(_encoder(asked, seen).whole(events))
+
+
+def _encoder(asked: Asked, seen: Observation) -> OpenAIEncoder:
+    model = asked.request.model or asked.request.provider
+    return OpenAIEncoder(f"chatcmpl-{seen.id}", model, int(time.time()), include_usage=asked.include_usage)
+
+
+def _only_usage(events: tuple[ChatEvent, ...]) -> bool:
+    """A frame of totals, which OpenAI's dialect sends only to who asked for them."""
+    return bool(events) and all(type(event) is Usage for event in events)
+
+
+def _error_frame(dialect: Dialect, error: ErrorEnvelope) -> bytes:
+    """The last frame of an answer that failed, such that the dialect's own clients raise it."""
+    body = error.to_dict()
+    if dialect == "openai":
+        return sse.event("error", body)
+    flat = {"code": error.reason, "message": error.message, "request_id": error.request_id, **body}
+    return b"event:error\n:HTTP_STATUS/%d\ndata:%s\n\n" % (error.code, orjson.dumps(flat))

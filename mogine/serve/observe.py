@@ -1,0 +1,168 @@
+"""What is seen of one question while it is answered; becomes exactly one row, however it ends."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from mogine.analytics.recorder import Recorder
+from mogine.analytics.records import Answered, Kind, QueryRecord, Status
+from mogine.answer import AnswerEvent, Answering, estimate_tokens
+from mogine.chat import ChatRequest, Citation, Citations, Delta, Finish, Reasoning, ToolCalls, Usage
+from mogine.errors import ContentFiltered, MogineError
+from mogine.serve.limits import TooOften
+from mogine.serve.visitors import utc_now
+
+# With less than this the best passage has little to do with the question.
+MIN_SCORE = 0.3
+_MARK = re.compile(r"\[(\d{1,2})\]")
+
+
+@dataclass(slots=True)
+class Observation:
+    """One question. `request` is set when it goes to a provider; until then nothing was spent on it."""
+
+    id: str
+    kind: Kind
+    visitor: str
+    provider: str
+    question: str
+    page_url: str = ""
+    session: str = ""
+    model: str = ""
+    request: ChatRequest | None = None
+    citations: tuple[Citation, ...] = ()
+    usage: Usage | None = None
+    finish: Finish | None = None
+    error: Exception | None = None
+    first_token_ms: int | None = None
+    clock: Callable[[], float] = time.perf_counter
+    started_at: datetime = field(default_factory=utc_now)
+    _began: float = 0.0
+    _texts: list[str] = field(default_factory=list)
+    _reasoning_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._texts)
+
+    def see(self, event: AnswerEvent) -> None:
+        """Look at one event as it passes."""
+        kind = type(event)
+        if kind is Delta:
+            self._texts.append(event.text)  # type: ignore[union-attr]
+            if self.first_token_ms is None:
+                self.first_token_ms = self._elapsed_ms()
+        elif kind is Reasoning:
+            self._reasoning_tokens += estimate_tokens(event.text)  # type: ignore[union-attr]
+            if self.first_token_ms is None:
+                self.first_token_ms = self._elapsed_ms()
+        else:
+            self._see_rare(event)
+
+    def _see_rare(self, event: AnswerEvent) -> None:
+        match event:
+            case Usage():
+                self.usage = event
+            case Finish():
+                self.finish = event
+                self.model = event.model or self.model
+            case Answering(provider, model):
+                self.provider, self.model = provider, model
+            case Citations(items):
+                self.citations = items
+            case ToolCalls():
+                if self.first_token_ms is None:
+                    self.first_token_ms = self._elapsed_ms()
+
+    @property
+    def answered(self) -> Answered:
+        """Whether the documents held an answer, as far as can be seen from outside the model."""
+        if self.kind != "chat" or self.finish is None or self.error is not None:
+            return "unknown"
+        if not self.citations or self.citations[0].score < MIN_SCORE:
+            return "no"
+        known = {citation.number for citation in self.citations}
+        if any(int(number) in known for number in _MARK.findall(self.text)):
+            return "yes"
+        return "unknown"
+
+    def row(self, status: Status, reason: str) -> QueryRecord:
+        """The row, told at the end."""
+        usage = self.usage or self._estimate()
+        return QueryRecord(
+            id=self.id,
+            started_at=self.started_at,
+            kind=self.kind,
+            provider=self.provider,
+            status=status,
+            session=self.session,
+            visitor=self.visitor,
+            page_url=self.page_url,
+            model=self.model,
+            question=self.question,
+            answer=self.text,
+            error_type=reason,
+            answered=self.answered,
+            citations=self.citations,
+            top_score=self.citations[0].score if self.citations else None,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            reasoning_tokens=usage.reasoning_tokens if usage else None,
+            tokens_estimated=usage.estimated if usage else False,
+            first_token_ms=self.first_token_ms,
+            duration_ms=self._elapsed_ms(),
+        )
+
+    def usage_so_far(self) -> Usage | None:
+        """What the vendor told, else an estimate that says so; None when no provider was asked."""
+        return self.usage or self._estimate()
+
+    def _estimate(self) -> Usage | None:
+        if self.request is None or self.first_token_ms is None:
+            return None
+        prompt = sum(estimate_tokens(message.text) for message in self.request.messages)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=estimate_tokens(self.text) + self._reasoning_tokens,
+            reasoning_tokens=self._reasoning_tokens,
+            estimated=True,
+        )
+
+    def _elapsed_ms(self) -> int:
+        return round((self.clock() - self._began) * 1000)
+
+
+@contextmanager
+def recorded(recorder: Recorder, seen: Observation) -> Iterator[Observation]:
+    """Record `seen` on every way out of the block; errors pass on."""
+    status: Status = "ok"
+    reason = ""
+    try:
+        yield seen
+        if seen.error is not None:
+            status, reason = _outcome(seen, seen.error)
+    except (asyncio.CancelledError, ConnectionError, GeneratorExit):
+        status, reason = "aborted", "client_left"
+        raise
+    except Exception as error:
+        status, reason = _outcome(seen, error)
+        if isinstance(error, TooOften) and error.repeated:
+            reason = ""
+        raise
+    finally:
+        if status != "refused" or reason:
+            recorder.record(seen.row(status, reason))
+
+
+def _outcome(seen: Observation, error: Exception) -> tuple[Status, str]:
+    reason = error.reason if isinstance(error, MogineError) else "internal_error"
+    refused = seen.request is None or isinstance(error, ContentFiltered)
+    return ("refused" if refused else "error"), reason

@@ -1,0 +1,269 @@
+"""Starts servers in one process, watches for the signal to stop, and ends what runs before it leaves."""
+
+import asyncio
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from aiohttp import web
+
+from mogine.errors import SettingsError, Unavailable
+from mogine.serve.keys import STATE
+from mogine.settings import Settings
+
+KEEP_ALIVE_S = 30.0  # also what a visitor has to send a request's head
+UNACKNOWLEDGED_MS = 60_000
+BACKLOG = 1024
+CLEANUP_S = 2.0
+POLL_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One of our servers: its module (imported when started), its settings, what the port is called."""
+
+    name: str
+    module: str
+    port_setting: str
+
+    def create_app(self, settings: Settings) -> web.Application:
+        """The server's application."""
+        app = importlib.import_module(self.module).create_app(settings)
+        if not isinstance(app, web.Application):
+            raise TypeError(f"{self.module}.create_app must return an application")
+        return app
+
+    def port(self, settings: Settings) -> int:
+        """The port that the settings give it."""
+        return int(getattr(settings, self.name).port)
+
+
+# In the order of their start: who is called by another server comes first. Stopped in reverse.
+SERVERS: Mapping[str, Server] = {
+    server.name: server
+    for server in (
+        Server("analytics", "mogine.serve.analytics", "MOGINE_ANALYTICS_PORT"),
+        Server("kb", "mogine.serve.kb", "MOGINE_KB_PORT"),
+        Server("proxy", "mogine.serve.proxy", "MOGINE_PROXY_PORT"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Servers that answer. `settings` has the real ports where 0 was asked for."""
+
+    settings: Settings
+    apps: Mapping[str, web.Application]
+
+    def url(self, name: str) -> str:
+        """Where this machine reaches the server."""
+        return self.settings.server_url(name)
+
+    def drain(self) -> None:
+        """From now on: health says so, and new questions are refused."""
+        for app in self.apps.values():
+            app[STATE].draining = True
+
+    @property
+    def answers(self) -> int:
+        """How many answers are being given."""
+        return sum(len(app[STATE].running) for app in self.apps.values())
+
+    def end_answers(self) -> None:
+        """End each of them with an error that its visitor can read."""
+        error = Unavailable("the server is stopping; ask again in a moment", reason="shutting_down")
+        for app in self.apps.values():
+            for answer in tuple(app[STATE].running):
+                answer.stop(error)
+
+
+@dataclass(slots=True)
+class Stop:
+    """The wish to stop: `asked` at the first signal, `now` at the second; the third is the end."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    now: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def signal(self) -> None:
+        """One more signal has come."""
+        if self.now.is_set():
+            os._exit(130)
+        (self.now if self.asked.is_set() else self.asked).set()
+
+
+def run(
+    settings: Settings,
+    names: Sequence[str],
+    *,
+    announce: Callable[[Running], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Returns when all is ended and written.
+
+    `announce` is called once all servers answer. Raises SettingsError when one cannot be started;
+    then none is left running.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, names, announce))
+
+
+async def _serve(
+    settings: Settings, names: Sequence[str], announce: Callable[[Running], Awaitable[None]] | None
+) -> None:
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.signal)
+    async with started(settings, names) as running:
+        if announce is not None:
+            await announce(running)
+        await stop.asked.wait()
+        await wind_down(running, stop)
+
+
+async def wind_down(running: Running, stop: Stop) -> None:
+    """Take no new questions, let the running answers finish for a while, then end them."""
+    running.drain()
+    grace_s = running.settings.proxy.shutdown_grace_s
+    log.info("stopping: %d answers are running and get up to %g s", running.answers, grace_s)
+    await _until_idle(running, grace_s, stop.now)
+    if running.answers:
+        running.end_answers()
+        await _until_idle(running, CLEANUP_S, None)
+
+
+async def _until_idle(running: Running, seconds: float, now: asyncio.Event | None) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    # The answers belong to several servers; a look now and then is simpler than news from each.
+    while running.answers and loop.time() < end and not (now and now.is_set()):  # noqa: ASYNC110
+        await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def started(settings: Settings, names: Sequence[str]) -> AsyncIterator[Running]:
+    """The servers `names`, answering for as long as the context lasts.
+
+    All ports are taken before the first server is opened, so that a port in use leaves nothing half-started.
+    """
+    wanted = [server for server in SERVERS.values() if server.name in names]
+    async with AsyncExitStack() as stack:
+        sockets: dict[str, list[socket.socket]] = {}
+        for server in wanted:
+            bound = bind(settings.host, server.port(settings), server.port_setting)
+            sockets[server.name] = bound
+            for each in bound:
+                stack.callback(each.close)
+            section = replace(getattr(settings, server.name), port=bound[0].getsockname()[1])
+            settings = replace(settings, **{server.name: section})
+        apps: dict[str, web.Application] = {}
+        for server in wanted:
+            app = apps[server.name] = server.create_app(settings)
+            await _open(stack, app, sockets[server.name], server)
+        yield Running(settings, apps)
+
+
+async def _open(
+    stack: AsyncExitStack, app: web.Application, sockets: Sequence[socket.socket], server: Server
+) -> None:
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # the middleware writes our own line
+        logger=_http_log(),
+        handler_cancellation=True,  # a visitor who leaves must not go on costing money
+        auto_decompress=False,
+        keepalive_timeout=KEEP_ALIVE_S,
+        shutdown_timeout=CLEANUP_S,
+    )
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    for each in sockets:
+        try:
+            await web.SockSite(runner, each, backlog=BACKLOG).start()
+        except OSError as error:  # two runs may bind one port as long as neither listens
+            host, port, *_ = each.getsockname()
+            raise _no_port(error, host, port, server.port_setting) from error
+
+
+def bind(host: str, port: int, setting: str) -> list[socket.socket]:
+    """Sockets for every address of `host`, bound and not yet listening; SettingsError names the remedy."""
+    try:
+        addresses = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+    except OSError as error:
+        raise SettingsError(f"MOGINE_HOST: {host!r} is no address of this machine") from error
+    with contextlib.ExitStack() as undo:
+        sockets: list[socket.socket] = []
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            sock = undo.enter_context(socket.socket(family, kind, protocol))
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                # Who acknowledges nothing for a minute is gone; connections inherit this from their listener.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+            try:
+                sock.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                raise _no_port(error, host, port, setting) from error
+            port = sock.getsockname()[1]
+            sockets.append(sock)
+        undo.pop_all()
+    return sockets
+
+
+def _no_port(error: OSError, host: str, port: int, setting: str) -> SettingsError:
+    if error.errno == errno.EADDRINUSE:
+        return SettingsError(
+            f"port {port} on {host} is in use: stop what runs there (is mogine running already?) "
+            f"or set {setting} to a free port"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return SettingsError(f"port {port} may not be opened by this user: set {setting} to one above 1023")
+    return SettingsError(
+        f"MOGINE_HOST: cannot listen on {host}, port {port} ({os.strerror(error.errno or 0)})"
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's loop where it is installed: a little faster, nothing else depends on it."""
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _http_log() -> logging.Logger:
+    logger = logging.getLogger("mogine.http")
+    if not any(isinstance(f, _OneLine) for f in logger.filters):
+        logger.addFilter(_OneLine())
+    return logger
+
+
+class _OneLine(logging.Filter):
+    """aiohttp logs a traceback for every malformed request; the kind of error says all there is to say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, BaseException):
+            record.msg, record.args = (
+                f"{record.getMessage()}: {type(error).__name__}",
+                (),
+            )
+            record.exc_info = record.exc_text = None
+            if 400 <= getattr(error, "code", 500) < 500:
+                record.levelno, record.levelname = logging.INFO, "INFO"
+        return True

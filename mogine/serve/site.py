@@ -1,0 +1,36 @@
+"""`site.toml` as it is now: read again when the file changes, kept as it was while it holds a mistake."""
+
+import logging
+from pathlib import Path
+
+from mogine.errors import SettingsError
+from mogine.settings import Site, load_site
+
+log = logging.getLogger(__name__)
+
+
+class SiteFile:
+    """Asked for each question, so a look costs one `stat`."""
+
+    def __init__(self, path: Path, site: Site) -> None:
+        self._path = path
+        self._site = site
+        self._mark = self._look()
+
+    def now(self) -> Site:
+        """The site; a file that cannot be read leaves the last good one in place and is told in the log."""
+        mark = self._look()
+        if mark != self._mark:
+            self._mark = mark
+            try:
+                self._site = load_site(self._path)
+            except SettingsError as error:
+                log.error("%s", error.message)
+        return self._site
+
+    def _look(self) -> tuple[int, int, int]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -1,0 +1,75 @@
+"""Who asked, without knowing who: a hash of the visitor's address under a salt that lives for one day."""
+
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+SALT_BYTES = 32
+SALT_NAME = re.compile(r"visitor_salt\.\d{4}-\d{2}-\d{2}")
+
+log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    """The time now, aware."""
+    return datetime.now(UTC)
+
+
+class Visitors:
+    """Hashes of addresses: equal within a day, unrelated between days, and nobody can compute them later.
+
+    The salt of a day is a file in `folder`, so that several servers agree on it; the salts of other
+    days are removed when it is made or first read.
+    """
+
+    def __init__(self, folder: Path, timezone: ZoneInfo, now: Callable[[], datetime] = utc_now) -> None:
+        self._folder = folder
+        self._timezone = timezone
+        self._now = now
+        self._day = ""
+        self._salt = b""
+
+    def hash(self, bucket: str) -> str:
+        """16 hex digits for the visitor who is counted under `bucket` (an address or its /64)."""
+        day = self._now().astimezone(self._timezone).date().isoformat()
+        if day != self._day:
+            self._salt, self._day = self._salt_of(day), day
+        return hmac.new(self._salt, bucket.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
+
+    def _salt_of(self, day: str) -> bytes:
+        path = self._folder / f"visitor_salt.{day}"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for old in self._folder.glob("visitor_salt.*"):
+                if old != path and SALT_NAME.fullmatch(old.name):
+                    old.unlink(missing_ok=True)
+            if not path.exists():
+                self._publish(path)
+            salt = bytes.fromhex(path.read_text("ascii"))
+            if len(salt) == SALT_BYTES:
+                return salt
+            log.warning("%s holds no salt; visitors are counted anew until it is deleted", path.name)
+        except (OSError, ValueError) as error:
+            # An answer must not fail because a visitor cannot be counted.
+            log.warning("%s cannot be kept (%s); visitors are counted anew", path.name, type(error).__name__)
+        return secrets.token_bytes(SALT_BYTES)
+
+    def _publish(self, path: Path) -> None:
+        # Written under another name and linked: of several servers that start at once, one wins.
+        draft = self._folder / f".salt.{secrets.token_hex(8)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(SALT_BYTES))
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
