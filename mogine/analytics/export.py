@@ -78,6 +78,8 @@ def cell(value: Any) -> str:
     if isinstance(value, (int, float)):
         return str(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if text.isprintable() and text[:1].isalnum():
+        return text  # the common case: no break, nothing in front that a spreadsheet would act on
     formula = _FORMULA.match(text)
     text = _BREAKS.sub(" ", text).replace("\0", "")
     return f"'{text}" if formula else text

@@ -175,11 +175,7 @@ def by_source(reader: Reader, window: Window) -> Table:
     rows = reader.all(
         f"""
         SELECT cited.source, {_SUMS}
-        FROM (
-          SELECT DISTINCT t.seq AS seq, json_extract(c.value, '$.source') AS source
-          FROM texts t, json_each(t.citations) c
-          WHERE t.seq >= ? AND t.seq < ? AND t.citations <> ''
-        ) cited
+        FROM (SELECT DISTINCT seq, source FROM citations WHERE seq >= ? AND seq < ?) cited
         JOIN queries q ON q.seq = cited.seq
         GROUP BY cited.source ORDER BY questions DESC, cited.source LIMIT {MAX_GROUPS}
         """,  # noqa: S608 - our own constants
@@ -214,10 +210,8 @@ def top_sources(reader: Reader, window: Window) -> Table:
     """Which documents answers stand on."""
     rows = reader.all(
         """
-        SELECT json_extract(c.value, '$.source') AS source, max(json_extract(c.value, '$.title')),
-               count(DISTINCT t.seq) AS questions, round(avg(json_extract(c.value, '$.score')), 3)
-        FROM texts t, json_each(t.citations) c
-        WHERE t.seq >= ? AND t.seq < ? AND t.citations <> ''
+        SELECT source, max(title), count(DISTINCT seq) AS questions, round(avg(score), 3)
+        FROM citations WHERE seq >= ? AND seq < ?
         GROUP BY source ORDER BY questions DESC, source LIMIT ?
         """,
         [*_range(window), TOP],

@@ -40,9 +40,18 @@ CREATE INDEX queries_by_feedback ON queries (feedback) WHERE feedback <> '';
 CREATE TABLE texts (
   seq INTEGER PRIMARY KEY,
   question TEXT NOT NULL,
-  answer TEXT NOT NULL,
-  citations TEXT NOT NULL
+  answer TEXT NOT NULL
 );
+CREATE TABLE citations (
+  seq INTEGER NOT NULL,
+  number INTEGER NOT NULL,
+  title TEXT NOT NULL,
+  source TEXT NOT NULL,
+  heading TEXT NOT NULL,
+  url TEXT NOT NULL,
+  score REAL NOT NULL,
+  PRIMARY KEY (seq, number)
+) WITHOUT ROWID;
 CREATE TABLE feedback (
   seq INTEGER PRIMARY KEY,
   reason TEXT NOT NULL,

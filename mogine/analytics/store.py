@@ -37,10 +37,15 @@ _INSERT_ROW = (
     f"INSERT INTO queries (seq, id, {', '.join(_NUMBERS)}) "  # noqa: S608 - our own column names
     f"VALUES ({', '.join('?' * (len(_NUMBERS) + 2))}) ON CONFLICT (id) DO NOTHING"
 )
-_INSERT_TEXTS = "INSERT OR REPLACE INTO texts (seq, question, answer, citations) VALUES (?, ?, ?, ?)"
+_INSERT_TEXTS = "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES (?, ?, ?)"
+_INSERT_CITATION = "INSERT OR REPLACE INTO citations VALUES (?, ?, ?, ?, ?, ?, ?)"
+_SELECT_CITATIONS = (
+    "SELECT seq, number, title, source, heading, url, score FROM citations "
+    "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq, number"
+)
 _SELECT_ROWS = (
     f"SELECT q.seq, q.id, {', '.join('q.' + name for name in _NUMBERS)}, "  # noqa: S608
-    "t.question, t.answer, t.citations FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
+    "t.question, t.answer FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
 )
 
 
@@ -276,7 +281,7 @@ class AnalyticsStore:
                 "SELECT seq FROM queries WHERE seq < ? ORDER BY seq LIMIT ?", (_first_seq(before), limit)
             ).fetchall()
             if oldest:
-                for table in ("texts", "feedback", "queries"):
+                for table in ("texts", "citations", "feedback", "queries"):
                     writer.execute(f"DELETE FROM {table} WHERE seq <= ?", (oldest[-1][0],))  # noqa: S608
             return len(oldest)
 
@@ -387,9 +392,9 @@ class AnalyticsStore:
             rows = reader.all(
                 f"{_SELECT_ROWS} WHERE {where} ORDER BY q.seq DESC LIMIT ?", [*params, limit + 1]
             )
-        more = len(rows) > limit
-        rows = rows[:limit]
-        return Page(tuple(_record(row) for row in rows), encode_cursor(rows[-1]["seq"]) if more else "")
+            more = len(rows) > limit
+            records = _records(reader, rows[:limit])
+        return Page(records, encode_cursor(rows[limit - 1]["seq"]) if more else "")
 
     def iterate(
         self,
@@ -411,8 +416,8 @@ class AnalyticsStore:
                     f"{_SELECT_ROWS} WHERE {where} AND q.seq > ? ORDER BY q.seq LIMIT ?",
                     [*params, after, batch],
                 )
-            for row in rows:
-                yield _record(row)
+                records = _records(reader, rows)
+            yield from records
             if len(rows) < batch:
                 return
             after = rows[-1]["seq"]
@@ -513,7 +518,9 @@ def _applied(connection: sqlite3.Connection) -> list[str] | None:
     return [row[0] for row in rows]
 
 
-def _insert(writer: sqlite3.Connection, row: list[Any], texts: tuple[str, str, str]) -> int:
+def _insert(
+    writer: sqlite3.Connection, row: list[Any], texts: tuple[str, str], citations: list[tuple[Any, ...]]
+) -> int:
     while True:
         try:
             if not writer.execute(_INSERT_ROW, row).rowcount:
@@ -525,6 +532,8 @@ def _insert(writer: sqlite3.Connection, row: list[Any], texts: tuple[str, str, s
             continue
         if any(texts):
             writer.execute(_INSERT_TEXTS, (row[0], *texts))
+        for citation in citations:
+            writer.execute(_INSERT_CITATION, (row[0], *citation))
         return 1
 
 
@@ -532,7 +541,7 @@ def _first_seq(at: datetime) -> int:
     return min(epoch_ms(at) << SEQ_BITS, 2**63 - 1)  # a filter may name the year 9999
 
 
-def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str, str]]:
+def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]:
     """What is bound for one record: every value fit for SQLite, whatever a visitor sent."""
     seq = _first_seq(record.started_at) | (
         crc32(record.id.encode("utf-8", "replace")) & ((1 << SEQ_BITS) - 1)
@@ -560,21 +569,27 @@ def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str, str]]:
         _word(record.feedback),
     ]
     citations = [
-        {
-            "number": c.number,
-            "title": _word(c.title),
-            "source": _word(c.source),
-            "heading": _word(c.heading),
-            "url": _text(c.url, 2048),
-            "score": _real(c.score),
-        }
+        (
+            _integer(c.number),
+            _word(c.title),
+            _word(c.source),
+            _word(c.heading),
+            _text(c.url, 2048),
+            _real(c.score) or 0.0,
+        )
         for c in record.citations
     ]
-    shown = json.dumps(citations, ensure_ascii=False) if citations else ""
-    return row, (_text(record.question), _text(record.answer), shown)
+    return row, (_text(record.question), _text(record.answer)), citations
 
 
-def _record(row: sqlite3.Row) -> QueryRecord:
+def _records(reader: Reader, rows: Sequence[sqlite3.Row]) -> tuple[QueryRecord, ...]:
+    cited: dict[int, list[Citation]] = {}
+    for seq, *words, score in reader.all(_SELECT_CITATIONS, (json.dumps([row["seq"] for row in rows]),)):
+        cited.setdefault(seq, []).append(Citation(*words, "", score))
+    return tuple(_record(row, tuple(cited.get(row["seq"], ()))) for row in rows)
+
+
+def _record(row: sqlite3.Row, citations: tuple[Citation, ...]) -> QueryRecord:
     values = {name: row[name] for name in _NUMBERS}
     values["tokens_estimated"] = bool(values["tokens_estimated"])
     return QueryRecord(
@@ -582,10 +597,7 @@ def _record(row: sqlite3.Row) -> QueryRecord:
         started_at=from_epoch_ms(row["seq"] >> SEQ_BITS),
         question=row["question"] or "",
         answer=row["answer"] or "",
-        citations=tuple(
-            Citation(excerpt="", **{**c, "score": c["score"] or 0.0})
-            for c in json.loads(row["citations"] or "[]")
-        ),
+        citations=citations,
         **values,
     )
 
