@@ -12,7 +12,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 RENDER = """async ([text, partial]) => {
   const { MarkdownView } = await import("../shared/markdown.js");
   const box = document.createElement("div");
-  const cite = (number) => (number <= 2 ? Object.assign(document.createElement("b"), {textContent: number}) : null);
+  const mark = (number) => Object.assign(document.createElement("b"), { textContent: number });
+  const cite = (number) => (number <= 2 ? mark(number) : null);
   new MarkdownView(box, cite).update(text, partial);
   return box.innerHTML;
 }"""
@@ -100,8 +101,9 @@ HOSTILE = {
     "html in code": ("`<b onclick=x>`", "<p><code>&lt;b onclick=x&gt;</code></p>"),
     "html in a table": (
         "|<i>|\n|-|\n|<svg onload=alert(1)>|",
-        '<div class="table" tabindex="0"><table><thead><tr><th class="to-start" scope="col">&lt;i&gt;</th></tr>'
-        '</thead><tbody><tr><td class="to-start">&lt;svg onload=alert(1)&gt;</td></tr></tbody></table></div>',
+        '<div class="table" tabindex="0"><table><thead><tr><th class="to-start" scope="col">&lt;i&gt;</th>'
+        '</tr></thead><tbody><tr><td class="to-start">&lt;svg onload=alert(1)&gt;</td></tr></tbody></table>'
+        "</div>",
     ),
 }
 

@@ -1,6 +1,7 @@
 """The event-stream parser of the pages: any split of the bytes gives the same events."""
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ EVENTS = [
 
 def pieces(data: bytes, cuts: list[int]) -> list[list[int]]:
     bounds = [0, *sorted(cuts), len(data)]
-    return [list(data[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(data[a:b]) for a, b in pairwise(bounds)]
 
 
 async def parse(browser: Browser, server: PageServer, splits: list[list[list[int]]]) -> list[Any]:
