@@ -453,7 +453,8 @@ class Retries:
         if error.upstream_code in self.never:
             error.retry_after_s = MAX_TOLD_WAIT_S
         elif isinstance(error, UpstreamBusy):
-            error.retry_after_s = min(max(error.retry_after_s or 5.0, 1.0), MAX_TOLD_WAIT_S)
+            asked = 5.0 if error.retry_after_s is None else error.retry_after_s
+            error.retry_after_s = min(max(asked, 1.0), MAX_TOLD_WAIT_S)
 
     async def run(self, attempt: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
         """The items of `attempt()`, which is made again while it fails before its first item."""
