@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from mogine.analytics.records import QueryRecord
+from mogine.analytics.store import GivenFeedback
 from mogine.errors import RequestError
 
 FORMATS = ("csv", "json", "ndjson")
@@ -67,6 +68,19 @@ def render_records(records: Iterable[QueryRecord], format: str, *, bom: bool = F
     yield write(COLUMNS)
     for record in records:
         yield write(to_dict(record).values())
+
+
+def feedback_to_dict(given: GivenFeedback) -> dict[str, Any]:
+    """One thumb as JSON tells it."""
+    return {
+        "id": given.id,
+        "started_at": _time(given.started_at),
+        "given_at": _time(given.given_at),
+        "rating": given.rating,
+        "reason": given.reason,
+        "comment": given.comment,
+        "question": given.question,
+    }
 
 
 def cell(value: Any) -> str:

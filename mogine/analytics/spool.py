@@ -95,8 +95,8 @@ class Spool:
         """How many rows lie there."""
         rows = 0
         for path in self.files():
-            with contextlib.suppress(FileNotFoundError):
-                rows += path.read_bytes().count(b"\n")
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                rows += sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
         return rows
 
     def take_up(self, size: int) -> Generator[Batch, None, None]:

@@ -72,6 +72,19 @@ class Summary:
     lost: int
 
 
+@dataclass(frozen=True, slots=True)
+class GivenFeedback:
+    """A thumb with its words, and what it is about."""
+
+    id: str
+    started_at: datetime
+    given_at: datetime
+    rating: str
+    reason: str
+    comment: str
+    question: str
+
+
 class Reader:
     """A read-only connection; every statement must end within `deadline_s`."""
 
@@ -422,6 +435,27 @@ class AnalyticsStore:
                 return
             after = rows[-1]["seq"]
 
+    def iterate_feedback(
+        self, since: datetime | None = None, *, batch: int = 1000
+    ) -> Iterator[GivenFeedback]:
+        """Every thumb on questions asked since then, oldest question first."""
+        after = _first_seq(since) - 1 if since else -1
+        while True:
+            with self.reader() as reader:
+                rows = reader.all(
+                    "SELECT q.seq, q.id, f.given_ms, q.feedback, f.reason, f.comment, t.question "
+                    "FROM feedback f JOIN queries q ON q.seq = f.seq LEFT JOIN texts t ON t.seq = f.seq "
+                    "WHERE f.seq > ? ORDER BY f.seq LIMIT ?",
+                    (after, batch),
+                )
+            for seq, id, given_ms, rating, reason, comment, question in rows:
+                at = from_epoch_ms(seq >> SEQ_BITS)
+                given_at = from_epoch_ms(given_ms)
+                yield GivenFeedback(id, at, given_at, rating, reason, comment, question or "")
+            if len(rows) < batch:
+                return
+            after = rows[-1]["seq"]
+
 
 @contextlib.contextmanager
 def locked_file(path: Path, *, wait: bool = False) -> Iterator[None]:
@@ -584,8 +618,9 @@ def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[
 
 def _records(reader: Reader, rows: Sequence[sqlite3.Row]) -> tuple[QueryRecord, ...]:
     cited: dict[int, list[Citation]] = {}
-    for seq, *words, score in reader.all(_SELECT_CITATIONS, (json.dumps([row["seq"] for row in rows]),)):
-        cited.setdefault(seq, []).append(Citation(*words, "", score))
+    for row in reader.all(_SELECT_CITATIONS, (json.dumps([row["seq"] for row in rows]),)):
+        seq, number, title, source, heading, url, score = row
+        cited.setdefault(seq, []).append(Citation(number, title, source, heading, url, "", score))
     return tuple(_record(row, tuple(cited.get(row["seq"], ()))) for row in rows)
 
 

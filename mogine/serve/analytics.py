@@ -1,0 +1,310 @@
+"""The analytics server: health for everybody; numbers, rows, export and cleanup for the owner."""
+
+import asyncio
+import logging
+import re
+import time
+import zoneinfo
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from datetime import time as time_of_day
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from mogine.analytics.export import FORMATS, MEDIA_TYPES, render_records, to_dict
+from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSES, Selection, Window
+from mogine.analytics.reports import REPORTS, check_by, statistics
+from mogine.analytics.retention import cleanup
+from mogine.analytics.spool import Spool
+from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
+from mogine.errors import MogineError, RequestError
+from mogine.serve.access import Access
+from mogine.serve.app import Route, base_app, json_response, read_json
+from mogine.serve.keys import SETTINGS
+from mogine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEADLINE_S = 2.0
+MAX_LIMIT = 1000
+HEALTH_AGE_S = 5.0
+PIECE_CHARS = 64 * 1024
+FILTERS = (
+    "provider",
+    "model",
+    "kind",
+    "status",
+    "answered",
+    "visitor",
+    "session",
+    "feedback",
+    "q",
+    "since",
+    "until",
+)
+
+
+@dataclass(slots=True)
+class Health:
+    """What was found at the last look, so that a public route cannot be used to keep the disk busy."""
+
+    body: dict[str, Any]
+    problem: str
+    looked_at: float
+
+
+STORE = web.AppKey("ANALYTICS_STORE", AnalyticsStore)
+HEALTH = web.AppKey("ANALYTICS_HEALTH", dict[str, Health])
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The server of port 8742."""
+    routes = [
+        Route("GET", "/api/analytics/health", health, Access.PUBLIC),
+        Route("GET", "/api/analytics/statistics", show_statistics, Access.ADMIN),
+        Route("GET", "/api/analytics/queries", list_queries, Access.ADMIN),
+        Route("GET", "/api/analytics/export", export, Access.ADMIN),
+        Route("POST", "/api/analytics/cleanup", clean_up, Access.ADMIN),
+    ]
+    app = base_app(settings, "analytics", routes, ready=_problems)
+    app[STORE] = AnalyticsStore(settings.analytics_path)
+    app[HEALTH] = {}
+    app.cleanup_ctx.append(_keep_looking)
+    return app
+
+
+# --- handlers ------------------------------------------------------------------------------------
+
+
+async def health(request: web.Request) -> web.Response:
+    """Open to all, so it names no path and no text."""
+    return json_response((await _health(request.app)).body)
+
+
+async def show_statistics(request: web.Request) -> web.Response:
+    """All numbers of the last `days` whole days."""
+    filters = Filters(request, "days", "by", "tz")
+    zone = filters.zone("tz", request.app[SETTINGS].analytics.timezone)
+    window = Window.last_days(filters.whole("days", 30, 1, MAX_DAYS), datetime.now(UTC), zone)
+    by = filters.one_of("by", tuple(REPORTS)) or "day"
+    check_by(by)
+    found = await asyncio.to_thread(statistics, request.app[STORE], window, by=by, deadline_s=DEADLINE_S)
+    return json_response(found.to_dict())
+
+
+async def list_queries(request: web.Request) -> web.Response:
+    """Rows, newest first; `next` is the cursor for those before them."""
+    filters = Filters(request, "limit", "before", *FILTERS)
+    selection = filters.selection()
+    page = await asyncio.to_thread(
+        request.app[STORE].page,
+        selection,
+        limit=filters.whole("limit", 100, 1, MAX_LIMIT),
+        before=filters.text("before", 64),
+        deadline_s=DEADLINE_S,
+    )
+    return json_response({"queries": [to_dict(r) for r in page.records], "next": page.next or None})
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    """Every row of the filters as a file, oldest first, streamed; `bom=0` leaves out Excel's mark."""
+    filters = Filters(request, "format", "days", "bom", *FILTERS)
+    kind = filters.one_of("format", FORMATS) or "csv"
+    selection = filters.selection(days=filters.whole("days", 0, 1, MAX_DAYS))
+    bom = filters.one_of("bom", ("0", "1")) != "0"
+    rows = request.app[STORE].iterate(selection, deadline_s=DEADLINE_S)
+    pieces = render_records(rows, kind, bom=bom)
+    # The first piece before the head: what fails at once is still told as a plain error.
+    first = await asyncio.to_thread(_next_piece, pieces)
+    response = web.StreamResponse(
+        headers={
+            hdrs.CONTENT_TYPE: f"{MEDIA_TYPES[kind]}; charset=utf-8",
+            hdrs.CONTENT_DISPOSITION: f'attachment; filename="queries-{datetime.now(UTC):%Y%m%d}.{kind}"',
+            hdrs.CACHE_CONTROL: "no-store",
+        }
+    )
+    await response.prepare(request)
+    if request.method == hdrs.METH_HEAD:
+        return response
+    try:
+        piece = first
+        while piece:
+            await response.write(piece)
+            piece = await asyncio.to_thread(_next_piece, pieces)
+    except MogineError as error:
+        # The head is out: only a broken connection tells the taker that the file is not whole.
+        log.error("export was cut: %s", error.message)
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def clean_up(request: web.Request) -> web.Response:
+    """Deletes rows past their time; only tells what it would do unless `dry_run` is false."""
+    body = await read_json(request)
+    if unknown := body.keys() - {"older_than_days", "dry_run", "force"}:
+        raise _bad(sorted(unknown)[0], "is nothing that cleanup knows")
+    days = body.get("older_than_days", request.app[SETTINGS].analytics.retention_days)
+    if not isinstance(days, int) or isinstance(days, bool) or not 1 <= days <= MAX_DAYS:
+        raise _bad("older_than_days", f"must be a whole number from 1 to {MAX_DAYS}")
+    for name in ("dry_run", "force"):
+        if not isinstance(body.get(name, False), bool):
+            raise _bad(name, "must be true or false")
+    dry_run = body.get("dry_run", True)
+    done = await asyncio.to_thread(
+        cleanup, request.app[STORE], days, dry_run=dry_run, force=body.get("force", False)
+    )
+    if not dry_run:
+        log.info("cleanup deleted %d rows older than %d days", done.rows, days)
+    return json_response(done.to_dict())
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+
+class Filters:
+    """The query string: only names that the route knows, each once; every fault is a 400 with its name."""
+
+    def __init__(self, request: web.Request, *known: str) -> None:
+        self._values: dict[str, str] = {}
+        self._zone = zoneinfo.ZoneInfo(request.app[SETTINGS].analytics.timezone)
+        for name, value in request.query.items():
+            if name not in known:
+                raise _bad(name[:40], f"is no filter here; there are {', '.join(known)}")
+            if name in self._values:
+                raise _bad(name, "stands there twice")
+            if not value.isprintable():
+                raise _bad(name, "holds characters that no value can have")
+            self._values[name] = value
+
+    def text(self, name: str, limit: int) -> str:
+        value = self._values.get(name, "")
+        if len(value) > limit:
+            raise _bad(name, f"must not be longer than {limit} characters")
+        return value
+
+    def whole(self, name: str, default: int, low: int, high: int) -> int:
+        value = self._values.get(name)
+        if value is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
+            raise _bad(name, f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    def one_of(self, name: str, allowed: tuple[str, ...]) -> str:
+        value = self._values.get(name, "")
+        if name in self._values and value not in allowed:
+            raise _bad(name, f"must be one of {', '.join(allowed)}")
+        return value
+
+    def zone(self, name: str, default: str) -> zoneinfo.ZoneInfo:
+        try:
+            return zoneinfo.ZoneInfo(self.text(name, 64) or default)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise _bad(name, "must be a time zone such as Asia/Shanghai") from error
+
+    def moment(self, name: str) -> datetime | None:
+        """A date or a time; a date is the local day's beginning, and of `until` its end."""
+        value = self.text(name, 40)
+        if not value:
+            return None
+        try:
+            if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+                day = datetime.fromisoformat(value).date() + timedelta(days=name == "until")
+                return datetime.combine(day, time_of_day(), self._zone).astimezone(UTC)
+            at = datetime.fromisoformat(value)
+            return (at if at.tzinfo else at.replace(tzinfo=self._zone)).astimezone(UTC)
+        except (ValueError, OverflowError) as error:
+            raise _bad(name, "must be a date such as 2026-03-31, or a time with its offset") from error
+
+    def selection(self, *, days: int = 0) -> Selection:
+        since, until = self.moment("since"), self.moment("until")
+        if since and until and since >= until:
+            raise _bad("until", "must be later than since")
+        if days:
+            if since or until:
+                raise _bad("days", "cannot stand beside since or until")
+            since = Window.last_days(days, datetime.now(UTC), self._zone).since
+        return Selection(
+            since=since,
+            until=until,
+            provider=self.text("provider", 64),
+            model=self.text("model", 256),
+            kind=self.one_of("kind", KINDS),
+            status=self.one_of("status", STATUSES),
+            answered=self.one_of("answered", ANSWERED),
+            visitor=self.text("visitor", 256),
+            session=self.text("session", 256),
+            feedback=self.one_of("feedback", (*RATINGS, "any")),
+            search=self.text("q", MAX_SEARCH_CHARS),
+        )
+
+
+def _bad(name: str, fault: str) -> RequestError:
+    return RequestError(f"{name} {fault}", reason="bad_filter", param=name)
+
+
+# --- health --------------------------------------------------------------------------------------
+
+
+async def _health(app: web.Application) -> Health:
+    known = app[HEALTH].get("last")
+    if known is None or time.monotonic() - known.looked_at > HEALTH_AGE_S:
+        known = app[HEALTH]["last"] = await asyncio.to_thread(_look, app[STORE])
+    return known
+
+
+def _look(store: AnalyticsStore) -> Health:
+    """How the record is: `waiting` rows lie in the spool, `lost` ones could not be kept."""
+    body: dict[str, Any] = {"rows": None, "last_write_at": None, "waiting": None, "lost": None}
+    problem = ""
+    try:
+        body["waiting"] = Spool(store.path.parent / "spool").count()
+        summary = store.summary(deadline_s=DEADLINE_S)
+        last = summary.last_write_at
+        body |= {"rows": summary.rows, "last_write_at": last and last.isoformat(), "lost": summary.lost}
+        body["database"] = "ok" if store.exists() else "empty"
+    except MogineError as error:
+        log.error("the record of questions cannot be read: %s", error.message)
+        problem = "the record of questions cannot be read; the log says why"
+        body["database"] = "unusable"
+    except Exception:
+        log.exception("the record of questions cannot be read")
+        problem = "the record of questions cannot be read; the log says why"
+        body["database"] = "unusable"
+    status = "degraded" if problem or body["waiting"] else "ok"
+    return Health({"status": status, **body}, problem, time.monotonic())
+
+
+async def _keep_looking(app: web.Application) -> AsyncIterator[None]:
+    """Looks every few seconds, so that readiness is never older than that."""
+
+    async def look() -> None:
+        while True:
+            await _health(app)
+            await asyncio.sleep(HEALTH_AGE_S)
+
+    task = asyncio.create_task(look())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    app[STORE].close()
+
+
+def _problems(app: web.Application) -> dict[str, str]:
+    known = app[HEALTH].get("last")
+    return {"database": known.problem} if known and known.problem else {}
+
+
+def _next_piece(pieces: Iterator[str]) -> bytes:
+    """About 64 KiB of the file; nothing at its end."""
+    taken: list[str] = []
+    size = 0
+    for piece in pieces:
+        taken.append(piece)
+        size += len(piece)
+        if size >= PIECE_CHARS:
+            break
+    return "".join(taken).encode()
