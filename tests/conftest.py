@@ -10,7 +10,7 @@ import pytest
 
 from mogine.settings import Settings, load_settings
 
-pytest_plugins: list[str] = []
+pytest_plugins = ["tests.upstreams.llama"]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent
