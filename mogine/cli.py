@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mogine.commands import config, home
+from mogine.commands import analytics, config, home, kb, serve
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -19,7 +19,13 @@ app = typer.Typer(
     help="The AI assistant of your company website, on your own server.",
 )
 app.command()(home.init)
+app.command()(serve.serve)
 app.add_typer(config.app, name="config")
+app.add_typer(kb.app, name="kb")
+app.command()(analytics.stats)
+app.command()(analytics.queries)
+app.command()(analytics.export)
+app.command()(analytics.cleanup)
 app.command()(home.version)
 
 

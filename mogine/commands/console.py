@@ -1,6 +1,8 @@
 """The two consoles of the command line, and text from visitors, models and documents made safe for them."""
 
+import json
 import re
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +27,12 @@ def safe_line(text: str, limit: int = 500) -> str:
     """`text` safe and on one line, cut at `limit` characters."""
     shown = _LINE_BREAKS.sub(_escaped, safe(text[: limit + 1]))
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def safe_json(value: Any) -> str:
+    """`value` as JSON that people can read: characters that could steer a terminal are \\u escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -41,7 +41,7 @@ class KnowledgeClient:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def search(self, query: str, top_k: int = 3) -> SearchResult:
+    async def search(self, query: str, top_k: int = 3, mode: str = "hybrid") -> SearchResult:
         """The best passages; a long query is cut, an empty one finds nothing.
 
         Whatever goes wrong is Unavailable with the reason kb_unavailable: an answer can do without.
@@ -50,7 +50,9 @@ class KnowledgeClient:
         if not asked:
             return SearchResult((), "", 0.0)
         try:
-            response = await self._client.get("/api/search", params={"q": asked, "top_k": top_k})
+            response = await self._client.get(
+                "/api/search", params={"q": asked, "top_k": top_k, "mode": mode}
+            )
         except httpx.HTTPError as error:
             raise Unavailable(
                 "the knowledge base does not answer; `mogine serve kb` starts it", reason="kb_unavailable"

@@ -1,10 +1,12 @@
 """What models, visitors and documents write cannot steer the terminal."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mogine.commands.console import safe, safe_line
+from mogine.commands.console import safe, safe_json, safe_line
 
 STEERING = [
     *map(chr, (*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0))),
@@ -24,6 +26,14 @@ def test_safe_text_encodes_and_holds_no_steering_character(text: str) -> None:
     shown = safe(text)
     shown.encode("utf-8")
     assert not set(shown) & set(STEERING)
+
+
+@given(st.text(alphabet=st.characters()))
+def test_safe_json_holds_no_steering_character_and_loses_nothing(text: str) -> None:
+    shown = safe_json({"退款": text})
+    assert not set(shown) & set(STEERING)
+    assert json.loads(shown) == {"退款": text}
+    assert "退款" in shown
 
 
 def test_ordinary_text_stays_as_it_is() -> None:

@@ -32,7 +32,7 @@ def load_docx(data: bytes) -> Parsed:
             in_list = False
             continue
         text = _text(element)
-        is_item = element.find(f"{_W}pPr/{_W}numPr") is not None
+        is_item = levels.is_item(element)
         level = levels.of(element) if text.strip() else None
         if level == 0:
             title = title or one_line(text)
@@ -53,15 +53,17 @@ def load_docx(data: bytes) -> Parsed:
 
 
 class _Levels:
-    """The heading level of a paragraph: by the style's name or by the outline level; 0 is the title."""
+    """What a paragraph is, by its style or its own marks: a heading of a level (0: the title) or an item."""
 
     def __init__(self, document: Any) -> None:
         self._by_style: dict[str, int | None] = {}
+        self._list_styles: set[str] = set()
         for style in document.styles.element.findall(f"{_W}style"):
+            id = style.get(f"{_W}styleId", "")
             name = style.find(f"{_W}name")
-            self._by_style[style.get(f"{_W}styleId", "")] = _style_level(
-                name.get(f"{_W}val", "") if name is not None else "", style
-            )
+            self._by_style[id] = _style_level(name.get(f"{_W}val", "") if name is not None else "", style)
+            if style.find(f"{_W}pPr/{_W}numPr") is not None:
+                self._list_styles.add(id)
 
     def of(self, paragraph: Any) -> int | None:
         properties = paragraph.find(f"{_W}pPr")
@@ -70,8 +72,19 @@ class _Levels:
         own = _outline(properties)
         if own is not None:
             return own
-        style = properties.find(f"{_W}pStyle")
-        return self._by_style.get(style.get(f"{_W}val", "")) if style is not None else None
+        return self._by_style.get(_style_of(properties))
+
+    def is_item(self, paragraph: Any) -> bool:
+        """Whether a paragraph is numbered or bulleted, by itself or by its style."""
+        properties = paragraph.find(f"{_W}pPr")
+        if properties is None:
+            return False
+        return properties.find(f"{_W}numPr") is not None or _style_of(properties) in self._list_styles
+
+
+def _style_of(properties: Any) -> str:
+    style = properties.find(f"{_W}pStyle")
+    return style.get(f"{_W}val", "") if style is not None else ""
 
 
 def _style_level(name: str, style: Any) -> int | None:
