@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mogine.commands import analytics, config, home, kb, serve
+from mogine.commands import analytics, chat, config, demo, home, kb, serve
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -19,7 +19,9 @@ app = typer.Typer(
     help="The AI assistant of your company website, on your own server.",
 )
 app.command()(home.init)
+app.command()(demo.demo)
 app.command()(serve.serve)
+app.command()(chat.chat)
 app.add_typer(config.app, name="config")
 app.add_typer(kb.app, name="kb")
 app.command()(analytics.stats)

@@ -55,7 +55,11 @@ async function answer(asked, turn) {
       if (event === "citations") view.setCitations(citationsOf(data));
       else if (event === "reasoning") view.addReasoning(String(data?.text ?? ""));
       else if (event === "delta") view.addText(String(data?.text ?? ""));
-      else if (event === "done") reason = String(data?.finish_reason ?? "");
+      else if (event === "done") {
+        reason = String(data?.finish_reason ?? "");
+        // The server gives a new id where it does not go on with ours.
+        if (data?.session_id && running === stop) sessionId = String(data.session_id);
+      }
     }
     view.end(endingOf(reason, view.isEmpty));
     say(words.answered);
