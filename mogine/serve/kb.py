@@ -142,6 +142,7 @@ class Shelf:
         self._loader.shutdown()
         self._searchers.shutdown(cancel_futures=True)
         self._swap(None)
+        self._embedder.close()
 
     def _open(self) -> KnowledgeBase | None:
         generation = self._generations.current()

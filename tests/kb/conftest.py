@@ -32,6 +32,9 @@ class CharacterEmbedder:
     def warm(self) -> None:
         """There is no model."""
 
+    def close(self) -> None:
+        """There is no connection."""
+
 
 def make_document(source: str, *texts: str, title: str = "", url: str = "") -> tuple[Document, list[Passage]]:
     """A document with one passage a text."""
