@@ -27,6 +27,7 @@ FOLLOW_EVERY_S = 0.5
 FOLLOW_BACK = timedelta(minutes=15)  # longer than any answer takes, so late ends are seen too
 BARS = "▁▂▃▄▅▆▇█"
 PIPE_WIDTH = 200
+ROOMY_WIDTH = 96
 
 
 class By(StrEnum):
@@ -76,12 +77,13 @@ def stats(
     """
     from mogine.analytics.records import Window
     from mogine.analytics.reports import statistics
+    from mogine.commands.console import safe_json
 
     settings = shell_of(ctx).existing()
     zone = ZoneInfo(settings.analytics.timezone)
     found = statistics(_store(settings), Window.last_days(days, datetime.now(UTC), zone), by=by)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
+        typer.echo(safe_json(found.to_dict()))
     elif not found.totals["questions"] and not found.previous["questions"]:
         typer.echo(
             f"No questions in the last {days} days in {settings.home}. "
@@ -119,6 +121,8 @@ def _show_statistics(found: "Statistics", *, compare: bool) -> None:
 
 
 def _print_series(by: str, series: "Table") -> None:
+    from mogine.commands.console import out
+
     rows = series.to_dicts()
     most = max((row["questions"] for row in rows), default=0)
     if by in ("day", "hour"):
@@ -127,40 +131,31 @@ def _print_series(by: str, series: "Table") -> None:
     if not rows:
         typer.echo(f"nothing to show by {by}\n")
         return
-    shown = [
+    columns: list[tuple[str, Callable[[dict[str, Any]], str], bool]] = [
+        (by, lambda row: str(row[by]) or "-", True),
+        ("asked", lambda row: _count(row["questions"]), True),
+        ("", lambda row: _bar(row["questions"], most), not out.is_terminal or out.width >= ROOMY_WIDTH),
+        ("visitors", lambda row: _count(row["visitors"]), any(row["visitors"] for row in rows)),
+        ("answered", lambda row: _percent(row["answered_share"]), True),
+        ("errors", lambda row: _count(row["errors"]), any(row["errors"] for row in rows)),
         (
-            str(row[by]) or "-",
-            str(row["questions"]),
-            _share(row["questions"], most),
-            str(row["visitors"]),
-            _percent(row["answered_share"]),
-            str(row["errors"]),
-            f"{row['thumbs_up']}/{row['thumbs_down']}",
-            f"{row['prompt_tokens'] + row['completion_tokens']:,}",
-            _cny(row["cost_cny"]),
-            _ms(row["first_token_ms_mean"]),
-        )
-        for row in rows
+            "up/down",
+            lambda row: f"{row['thumbs_up']}/{row['thumbs_down']}",
+            any(row["thumbs_up"] or row["thumbs_down"] for row in rows),
+        ),
+        ("tokens", lambda row: _count(row["prompt_tokens"] + row["completion_tokens"]), True),
+        ("cost", lambda row: _cny(row["cost_cny"]), any(row["cost_cny"] for row in rows)),
+        ("first", lambda row: _ms(row["first_token_ms_mean"]), True),
     ]
-    heads = (
-        by,
-        "questions",
-        "",
-        "visitors",
-        "answered",
-        "errors",
-        "up/down",
-        "tokens",
-        "cost",
-        "first token",
-    )
-    _print_table(heads, shown)
+    bars = (0, 2) if columns[2][2] else (0,)
+    kept = [(head, show) for head, show, is_wanted in columns if is_wanted]
+    _print_table([head for head, _ in kept], [[show(row) for _, show in kept] for row in rows], left=bars)
 
 
 def _print_top(name: str, table: "Table") -> None:
     rows = [(str(row["questions"]), str(row[name])) for row in table.to_dicts()[:10]]
     if rows:
-        _print_table(("times", f"most frequent {name}s"), rows, numbers_first=True)
+        _print_table(("times", f"most frequent {name}s"), rows, left=(1,))
 
 
 def _percent(value: float | None) -> str:
@@ -205,8 +200,8 @@ def _sparkline(values: Sequence[int]) -> str:
     return "".join(BARS[-(-v * (len(BARS) - 1) // most)] if most else BARS[0] for v in values)
 
 
-def _share(value: int, most: int) -> str:
-    return "█" * max(1, round(12 * value / most)) if value else ""
+def _bar(value: int, most: int) -> str:
+    return "█" * max(1, round(8 * value / most)) if value else ""
 
 
 # --- queries -------------------------------------------------------------------------------------
@@ -276,8 +271,10 @@ def _news(
 
 def _json_line(record: "QueryRecord") -> str:
     from mogine.analytics.export import to_dict
+    from mogine.commands.console import safe_json
 
-    return json.dumps(to_dict(record), ensure_ascii=False)
+    # On one line; line breaks within texts are escaped already.
+    return " ".join(line.strip() for line in safe_json(to_dict(record)).split("\n"))
 
 
 def _line_printer(zone: ZoneInfo) -> Callable[["QueryRecord"], str]:
@@ -439,21 +436,27 @@ def _store(settings: Settings) -> "AnalyticsStore":
     return AnalyticsStore(settings.analytics_path)
 
 
-def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_first: bool = False) -> None:
-    """Columns in line, numbers to the right; no lines and no colours in a pipe."""
-    from rich import box
+def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
+    """Columns in line, numbers to the right; no lines, colours or blank ends in a pipe."""
+    from io import StringIO
+
+    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
     from mogine.commands.console import out, safe_line
 
     table = RichTable(
-        box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, show_header=any(heads)
+        box=box.SIMPLE_HEAD if out.is_terminal else None, show_header=any(heads), pad_edge=False
     )
-    left = len(heads) - 1 if numbers_first else 0
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place == left or not head else "right", no_wrap=True)
+        table.add_column(head, justify="left" if place in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(safe_line(value, 120)) for value in row))
-    out.print(table, width=None if out.is_terminal else PIPE_WIDTH, crop=False)
-    out.print()
+    if out.is_terminal:
+        out.print(table)
+        out.print()
+        return
+    plain = StringIO()
+    Console(file=plain, width=PIPE_WIDTH, color_system=None).print(table)
+    typer.echo("\n".join(line.rstrip() for line in plain.getvalue().splitlines()) + "\n")
