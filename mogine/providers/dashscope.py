@@ -163,14 +163,14 @@ class ApplicationParser:
         self._session_id = text_of(output.get("session_id")) or self._session_id
         text, thought = _spoken(output)
         events: list[ChatEvent] = []
+        if (usage := self._new_usage(payload)) is not None:
+            events.append(usage)
         if thought := self._thought.new(thought, last=last):
             events.append(Reasoning(thought))
         if (citations := self._new_citations(output)) is not None:
             events.append(citations)
         if text := self._marks.strip(self._text.new(text, last=last), last=last):
             events.append(Delta(text))
-        if (usage := self._new_usage(payload)) is not None:
-            events.append(usage)
         if last:
             self.finished = True
             known = reason in ("stop", "length", "content_filter", "tool_calls")

@@ -10,7 +10,7 @@ MAX_QUOTE_CHARS = 360
 WORTH_QUOTING = 0.5  # of the best passage's score
 
 HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-SENTENCE = re.compile(r"[^\n。！？!?；;]*(?:[。！？!?；;]+[”’」』）)\"']*|\.(?=\s|$)|\n|$)")
+SENTENCE = re.compile(r"[^\n。！？!?；;]*?(?:[。！？!?；;]+[”’」』）)\"']*|\.(?=\s|$)|\n|$)")
 
 WORDS = {
     "zh": {
