@@ -446,9 +446,7 @@ def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: S
 
     from mogine.commands.console import out, safe_line
 
-    table = RichTable(
-        box=box.SIMPLE_HEAD if out.is_terminal else None, show_header=any(heads), pad_edge=False
-    )
+    table = RichTable(box=None, padding=(0, 2, 0, 0), show_header=any(heads), header_style="bold")
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place in left else "right", no_wrap=True)
     for row in rows:
