@@ -183,6 +183,7 @@ class _Outline:
         self._title = title.strip().casefold()
         self._path: list[tuple[int, str]] = []
         self._is_bare = False
+        self._page: int | None = None
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -190,13 +191,14 @@ class _Outline:
         names = [name for _, name in self._path if name]
         return tuple(names[1:] if names and names[0].casefold() == self._title else names)
 
-    def enter(self, level: int, name: str) -> _Block | None:
+    def enter(self, level: int, name: str, page: int | None) -> _Block | None:
         """Open a section. A heading with nothing below it is given back as a block: its words count too."""
         bare = self.leave(level)
         while self._path and self._path[-1][0] >= level:
             self._path.pop()
         self._path.append((level, name))
         self._is_bare = bool(name)
+        self._page = page
         return bare
 
     def leave(self, level: int = 0) -> _Block | None:
@@ -205,7 +207,7 @@ class _Outline:
             return None
         _, name = self._path.pop()
         self._is_bare = False
-        return _Block(name, self.path, None)
+        return _Block(name, self.path, self._page)
 
     def fill(self) -> None:
         self._is_bare = False
@@ -226,20 +228,15 @@ def _blocks(text: str, title: str) -> Iterator[_Block]:
                 continue
             found: _Block | None
             if kind.startswith("h"):
-                found = outline.enter(int(kind[1]), words)
+                found = outline.enter(int(kind[1]), words, at)
             else:
                 outline.fill()
                 found = _Block(words, outline.path, at, kind == "table", is_apart)
                 is_apart = False
             if found is not None:
-                yield (
-                    found
-                    if found.page is not None
-                    else _Block(found.text, found.headings, at, found.is_table, found.is_apart)
-                )
-    bare = outline.leave()
-    if bare is not None:
-        yield _Block(bare.text, bare.headings, len(pages) - 1 if has_pages else None)
+                yield found
+    if (bare := outline.leave()) is not None:
+        yield bare
 
 
 def _pieces(lines: Sequence[str]) -> Iterator[tuple[str, str]]:

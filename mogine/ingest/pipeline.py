@@ -260,6 +260,9 @@ class _Batched:
     def warm(self) -> None:
         self._inner.warm()
 
+    def close(self) -> None:
+        self._inner.close()
+
 
 def _unheard(count: int) -> None:
     """Nobody wants to know."""

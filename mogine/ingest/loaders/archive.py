@@ -13,7 +13,7 @@ MAX_RATIO = 100
 RATIO_FLOOR_BYTES = 4 * 1024**2
 _BLOCK_BYTES = 256 * 1024
 # A document type is what entities, and so XML bombs, need; Office never writes one. Both byte widths.
-_DTD = re.compile(rb"<!\x00?D\x00?O\x00?C\x00?T\x00?Y\x00?P\x00?E|<!\x00?E\x00?N\x00?T\x00?I\x00?T\x00?Y")
+_DTD = re.compile(b"|".join(rb"\x00?".join(b"%c" % c for c in mark) for mark in (b"<!DOCTYPE", b"<!ENTITY")))
 _DTD_REACH = 32
 
 

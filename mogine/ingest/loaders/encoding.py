@@ -86,7 +86,13 @@ def _not_utf8(data: bytes, declared: str) -> str:
         return data.decode(chinese[1], "replace")
     if declared and (text := _as_declared(data, declared)) is not None:
         return text
-    return _guessed(data)
+    return data.decode("cp1252", "replace") if _looks_western(data) else _guessed(data)
+
+
+def _looks_western(data: bytes) -> bool:
+    """Accents stand alone among ASCII letters; other scripts come in runs. A guesser errs on short texts."""
+    runs = re.findall(rb"[\x80-\xff]+", data[:_SAMPLE_BYTES])
+    return sum(map(len, runs)) <= len(runs) * 1.5
 
 
 def _as_declared(data: bytes, declared: str) -> str | None:

@@ -20,7 +20,7 @@ FULL_LINE_SHARE = 0.85
 FULL_SENTENCE_SHARE = 0.97
 HEADING_FACTOR = 1.15
 HEADING_CHARS = 80
-# Running heads are looked for in this many lines at either end of a page.
+# Running heads are looked for in this many lines at either end of a page, and in a third of it at most.
 EDGE_LINES = 2
 _OCR = "make its text readable first, for example with `ocrmypdf IN.pdf OUT.pdf`"
 _STARTS_ITEM = re.compile(
@@ -106,8 +106,14 @@ def _lines(document: Any, number: int) -> list[_Line]:
 
 
 def _clean(words: str) -> str:
-    # U+FFFE is how a hyphen at the end of a line arrives; radicals (⽤) stand for the characters they show.
-    words = words.replace("\ufffe", "-").replace("\u00ad", "").replace("\u00a0", " ")
+    # U+FFFE is how a hyphen that cut a word at the end of a line arrives, the line already joined.
+    words = (
+        re.sub("(?<=[^\\W\\d_])\ufffe(?=[^\\W\\d_])", "", words)
+        .replace("\ufffe", "-")
+        .replace("\u00ad", "")
+        .replace("\u00a0", " ")
+    )
+    # Radicals (⽤) stand for the characters that they show.
     return re.sub("[\u2e80-\u2fdf]", lambda m: unicodedata.normalize("NFKC", m[0]), words).strip()
 
 
@@ -157,14 +163,18 @@ def _without_running_heads(pages: list[list[_Line]]) -> list[list[_Line]]:
         return pages
     seen: Counter[str] = Counter()
     for lines in pages:
-        seen.update({_numberless(line.text) for line in (*lines[:EDGE_LINES], *lines[-EDGE_LINES:])})
+        seen.update({_numberless(lines[index].text) for index in _edges(lines)})
     running = {text for text, count in seen.items() if count >= max(3, len(pages) * 0.6)}
+    kept = []
+    for lines in pages:
+        dropped = {index for index in _edges(lines) if _numberless(lines[index].text) in running}
+        kept.append([line for index, line in enumerate(lines) if index not in dropped])
+    return kept
 
-    def is_kept(index: int, lines: list[_Line]) -> bool:
-        is_edge = index < EDGE_LINES or index >= len(lines) - EDGE_LINES
-        return not (is_edge and _numberless(lines[index].text) in running)
 
-    return [[line for index, line in enumerate(lines) if is_kept(index, lines)] for lines in pages]
+def _edges(lines: Sequence[_Line]) -> set[int]:
+    count = min(EDGE_LINES, len(lines) // 3)
+    return {*range(count), *range(len(lines) - count, len(lines))}
 
 
 def _numberless(text: str) -> str:
