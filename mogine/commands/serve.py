@@ -1,0 +1,166 @@
+"""`mogine serve`: the servers of a home, until a signal ends them."""
+
+import ipaddress
+import logging
+import shlex
+from enum import StrEnum
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mogine.commands.shell import shell_of
+from mogine.errors import MogineError, SettingsError
+from mogine.settings import PROVIDER_NAMES, Settings
+
+if TYPE_CHECKING:
+    from mogine.serve.runner import Running
+
+
+class Which(StrEnum):
+    """What `mogine serve` can start."""
+
+    ALL = "all"
+    PROXY = "proxy"
+    KB = "kb"
+    ANALYTICS = "analytics"
+
+
+def serve(
+    ctx: typer.Context,
+    which: Annotated[Which, typer.Argument(help="All three servers, or one of them.")] = Which.ALL,
+) -> None:
+    """Serve the chat page, the proxy to the models, the knowledge base and analytics.
+
+    Examples:
+
+      mogine serve all
+
+      mogine --home /srv/assistant serve proxy
+
+      MOGINE_PROXY_PORT=9000 mogine serve all
+
+    Ctrl-C or SIGTERM ends it: no new questions are taken, running answers may finish, then everything
+    is written and closed. A second signal does not wait for the answers.
+    """
+    shell = shell_of(ctx)
+    if not shell.is_home:
+        typer.echo(f"{shell.home} ({shell.home_source}) is no mogine home yet: making data/ in it", err=True)
+    names = ("analytics", "kb", "proxy") if which is Which.ALL else (which.value,)
+    serve_home(shell.settings, names, where=shell.home_source)
+
+
+def serve_home(settings: Settings, names: tuple[str, ...], *, where: str) -> None:
+    """Prepare the home's data folder, start the servers, show how to reach them, and wait for the end."""
+    from mogine.serve import logs, runner
+
+    logs.configure(settings, verbose=logging.getLogger("mogine").isEnabledFor(logging.DEBUG))
+    repaired = prepare_home(settings)
+
+    async def announce(running: "Running") -> None:
+        typer.echo(banner(running, where, repaired), err=True)
+
+    runner.run(settings, names, announce=announce)
+    typer.echo("mogine has stopped; everything is written", err=True)
+
+
+def prepare_home(settings: Settings) -> list[str]:
+    """Make data/ and close it, and the settings, to other users; what was repaired, in words."""
+    repaired: list[str] = []
+    data, env = settings.data_path, settings.home / ".env"
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path, mode in ((data, 0o700), (env, 0o600)):
+            if path.exists() and path.stat().st_mode & 0o077:
+                path.chmod(mode)
+                repaired.append(f"{path} was open to other users; its mode is {mode:o} now")
+    except OSError as error:
+        raise SettingsError(
+            f"{error.filename or data} cannot be made or closed to other users ({error.strerror}): "
+            "serve a home that belongs to this user, named by --home or MOGINE_HOME"
+        ) from error
+    return repaired
+
+
+def banner(running: "Running", where: str, repaired: list[str]) -> str:
+    """What runs, where, with what; what to beware of; and how to try it."""
+    settings = running.settings
+    lines = [f"mogine {metadata.version('mogine')} serves {settings.home} ({where})"]
+    shown = {"proxy": "proxy", "kb": "knowledge base", "analytics": "analytics"}
+    if "proxy" in running.apps:
+        lines.append(_line("chat page", running.url("proxy") + "/chat/"))
+    lines += [_line(title, running.url(name)) for name, title in shown.items() if name in running.apps]
+    if "kb" in running.apps:
+        lines.append(_line("documents", _documents(settings)))
+    if "proxy" in running.apps:
+        lines.append(_line("providers", _providers(settings)))
+    lines += [f"warning: {text}" for text in (*repaired, *_warnings(settings))]
+    if "proxy" in running.apps:
+        lines += ["", "Try it:", *(f"  {command}" for command in _examples(running))]
+    lines += ["", "Ctrl-C stops."]
+    return "\n".join(lines)
+
+
+def _line(title: str, text: str) -> str:
+    return f"  {title:<15} {text}"
+
+
+def _documents(settings: Settings) -> str:
+    from mogine.kb.generations import Generations
+
+    try:
+        generation = Generations(settings.kb_path).current()
+    except MogineError as error:
+        return error.message
+    if generation is None:
+        return "none yet; `mogine kb ingest ./docs` takes them in, also while this runs"
+    manifest = generation.manifest
+    return f"{manifest.documents} in {manifest.passages} passages (generation {generation.name})"
+
+
+def _providers(settings: Settings) -> str:
+    configured = [name for name in settings.provider_order if settings.has_credentials(name)]
+    missing = [name for name in PROVIDER_NAMES if not settings.has_credentials(name)]
+    text = ", ".join(configured)
+    return f"{text} (not set up: {', '.join(missing)})" if missing else text
+
+
+def _warnings(settings: Settings) -> list[str]:
+    found: list[str] = []
+    if not _is_loopback(settings.host):
+        found.append(
+            f"MOGINE_HOST={settings.host} lets other machines in: keep these ports behind a firewall, "
+            "and nginx with TLS in front of the proxy"
+        )
+    if "*" in settings.access.allowed_origins:
+        found.append("MOGINE_ALLOWED_ORIGINS=* lets pages of every site spend your credit")
+    if not any(settings.has_credentials(name) for name in PROVIDER_NAMES[:-1]):
+        found.append(
+            "no provider has a key: answers are quoted from the documents, without a model "
+            f"(set DOUBAO_API_KEY in {settings.home / '.env'})"
+        )
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _examples(running: "Running") -> list[str]:
+    proxy = running.url("proxy")
+    body = """-H 'Content-Type: application/json' -d"""
+    first = next(n for n in running.settings.provider_order if running.settings.has_credentials(n))
+    examples = [
+        f"""curl -N {proxy}/api/chat {body} '{{"question": "退款多久到账？"}}'""",
+        f"""curl -N {proxy}/api/llm/{first} {body} """
+        """'{"messages": [{"role": "user", "content": "你好"}], "stream": true}'""",
+    ]
+    if "kb" in running.apps:
+        examples.append(f"curl '{running.url('kb')}/api/search?q=%E9%80%80%E6%AC%BE&top_k=3'")
+    if "analytics" in running.apps:
+        home = shlex.quote(str(running.settings.home))
+        examples.append(f"mogine --home {home} stats --days 30")
+    return examples
