@@ -30,7 +30,6 @@ class Asked:
     request: ChatRequest
     dialect: Dialect
     include_usage: bool = False
-    incremental: bool = True
 
 
 def parse(
@@ -268,8 +267,10 @@ def _dashscope(
         temperature=_number(parameters, "temperature", 2.0),
         top_p=_number(parameters, "top_p", 1.0),
         session_id=session_id(given.get("session_id")) or None,
+        incremental=_flag(parameters, "incremental_output"),
+        thoughts=_flag(parameters, "has_thoughts"),
     )
-    return Asked(request, "dashscope", incremental=bool(_flag(parameters, "incremental_output")))
+    return Asked(request, "dashscope")
 
 
 def _wants_stream(headers: Mapping[str, str]) -> bool:
