@@ -53,28 +53,7 @@ def ingest(
     What has not changed is skipped, and documents that are gone from the given folders are taken out. Servers
     that run take up the change by themselves. Ctrl-C leaves everything as it was.
     """
-    from mogine.ingest.pipeline import Progress, Summary
-    from mogine.ingest.pipeline import ingest as take_in
-    from mogine.kb.embedders import open_embedder
-    from mogine.kb.generations import Generations
-
-    shell = shell_of(ctx)
-    settings = shell.settings
-    summary = Summary()
-    with _progress() as bar:
-        steps = take_in(
-            [path.expanduser() for path in paths],
-            Generations(settings.kb_path),
-            open_embedder(settings),
-            base=shell.home,
-            own=[settings.data_path],
-            on_embedded=bar.embedded,
-        )
-        for step in steps:
-            if isinstance(step, Progress):
-                bar.move(step.done, step.total, step.source)
-            else:
-                summary = step
+    summary = take_in(paths, shell_of(ctx).settings)
     if as_json:
         typer.echo(safe_json(_summary_dict(summary)))
     else:
@@ -223,6 +202,30 @@ def remove(
 
 
 # --- what the commands share ---------------------------------------------------------------------
+
+
+def take_in(paths: Sequence[Path], settings: "Settings") -> "Summary":
+    """Ingest `paths` into the home of `settings`, with a bar on the terminal."""
+    from mogine.ingest.pipeline import Progress, Summary, ingest
+    from mogine.kb.embedders import open_embedder
+    from mogine.kb.generations import Generations
+
+    summary = Summary()
+    with _progress() as bar:
+        steps = ingest(
+            [path.expanduser() for path in paths],
+            Generations(settings.kb_path),
+            open_embedder(settings),
+            base=settings.home,
+            own=[settings.data_path],
+            on_embedded=bar.embedded,
+        )
+        for step in steps:
+            if isinstance(step, Progress):
+                bar.move(step.done, step.total, step.source)
+            else:
+                summary = step
+    return summary
 
 
 @contextmanager
