@@ -178,12 +178,19 @@ class HttpEmbedder:
         return self._dimensions
 
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        return self._embed(texts, self._TRIES)
+
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Asks once: a visitor waits, and search can do with words alone."""
+        return self._embed(texts, 1)
+
+    def _embed(self, texts: Sequence[str], tries: int) -> Vectors:
         rows: list[Vectors] = []
         rest = [clean(text) for text in texts]
         while rest:
             batch = rest[: self._batch]
             try:
-                rows.append(self._ask(batch))
+                rows.append(self._ask(batch, tries))
             except _Rejected as error:
                 if len(batch) == 1:
                     raise UpstreamError(
@@ -196,23 +203,20 @@ class HttpEmbedder:
             rest = rest[len(batch) :]
         return np.concatenate(rows) if rows else np.empty((0, self._dimensions), dtype=np.float32)
 
-    def embed_questions(self, texts: Sequence[str]) -> Vectors:
-        return self.embed_passages(texts)
-
     def warm(self) -> None:
         """The endpoint has its own memory; a question is paid, so none is asked for nothing."""
 
     def close(self) -> None:
         self._client.close()
 
-    def _ask(self, texts: list[str]) -> Vectors:
+    def _ask(self, texts: list[str], tries: int) -> Vectors:
         content = [{"type": "text", "text": text} for text in texts] if self._multimodal else texts
         body = {"model": self._model, "input": content, "encoding_format": "float"}
-        for attempt in range(1, self._TRIES + 1):
+        for attempt in range(1, tries + 1):
             try:
                 return self._read(self._post(body), len(texts))
             except (UpstreamBusy, UpstreamUnavailable) as error:
-                if attempt == self._TRIES:
+                if attempt == tries:
                     raise
                 self._sleep(min(error.retry_after_s or attempt, 10.0))
         raise AssertionError("the last try returns or raises")

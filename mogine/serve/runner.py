@@ -22,6 +22,7 @@ KEEP_ALIVE_S = 30.0  # also what a visitor has to send a request's head
 UNACKNOWLEDGED_MS = 60_000
 BACKLOG = 1024
 CLEANUP_S = 2.0
+MAX_LINE_BYTES = 32 * 1024  # a search of 2,000 characters stands in the address, with up to 12 bytes each
 POLL_S = 0.05
 
 log = logging.getLogger(__name__)
@@ -181,6 +182,7 @@ async def _open(
         logger=_http_log(),
         handler_cancellation=True,  # a visitor who leaves must not go on costing money
         auto_decompress=False,
+        max_line_size=MAX_LINE_BYTES,
         keepalive_timeout=KEEP_ALIVE_S,
         shutdown_timeout=CLEANUP_S,
     )

@@ -225,6 +225,16 @@ async def test_busy_endpoint_is_asked_again(connect: Connect, waits: list[float]
     assert waits == [2.0, 2.0]
 
 
+async def test_question_is_asked_once(connect: Connect, waits: list[float]) -> None:
+    """A visitor waits for it."""
+    async with EmbeddingsFake(script(refuse(503)), script()) as fake:
+        embedder = connect(fake.base_url)
+        with pytest.raises(UpstreamUnavailable):
+            await asyncio.to_thread(embedder.embed_questions, ["a"])
+        assert (await asyncio.to_thread(embedder.embed_questions, ["a"])).shape == (1, 64)
+    assert waits == []
+
+
 @pytest.mark.parametrize(
     ("status", "error", "named"),
     [
