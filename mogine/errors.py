@@ -17,6 +17,7 @@ MogineError                 500 internal_error            exit 1
 │   ├── UpstreamUnreachable 502 upstream_error, no connection or none that lasted to the answer
 │   ├── UpstreamRefused     502 upstream_refused (401, 403, 404 of the vendor)
 │   ├── UpstreamBadResponse 502 upstream_bad_response
+│   │   └── UpstreamCut     502 upstream_bad_response, the answer broke off
 │   ├── AnswerTooLong       502 answer_too_long
 │   ├── UpstreamBusy        429 upstream_busy
 │   ├── UpstreamUnavailable 503 upstream_unavailable
@@ -162,6 +163,10 @@ class UpstreamRefused(UpstreamError):
 
 class UpstreamBadResponse(UpstreamError):
     default_reason = "upstream_bad_response"
+
+
+class UpstreamCut(UpstreamBadResponse):
+    """The answer broke off: the connection ended, or the stream did, before its finish reason."""
 
 
 class AnswerTooLong(UpstreamError):

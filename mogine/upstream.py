@@ -18,6 +18,7 @@ from mogine.errors import (
     SettingsError,
     UpstreamBadResponse,
     UpstreamBusy,
+    UpstreamCut,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -55,10 +56,6 @@ class Call:
     body: bytes = field(repr=False)
     label: str
     setting: str
-
-
-class UpstreamCut(UpstreamBadResponse):
-    """The connection ended inside an answer."""
 
 
 # --- the client: aiohttp's, behind `open_client`, `Client.post` and `Answer` alone ------------------

@@ -20,6 +20,7 @@ from mogine.errors import (
     SettingsError,
     UpstreamBadResponse,
     UpstreamBusy,
+    UpstreamCut,
     UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
@@ -37,7 +38,6 @@ from mogine.upstream import (
     FrameDecoder,
     Limits,
     Retries,
-    UpstreamCut,
     open_client,
     retry_after_s,
 )

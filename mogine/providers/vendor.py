@@ -17,6 +17,7 @@ from mogine.errors import (
     RequestError,
     UpstreamBadResponse,
     UpstreamBusy,
+    UpstreamCut,
     UpstreamError,
     UpstreamRefused,
 )
@@ -28,7 +29,6 @@ from mogine.upstream import (
     Frame,
     FrameDecoder,
     Retries,
-    UpstreamCut,
     retry_after_s,
 )
 
