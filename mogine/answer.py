@@ -140,7 +140,9 @@ async def answer(
                         begun = True
                         yield Answering(provider.name, asked.model)
                     for event in chunk.events:
-                        yield event
+                        # An application's own sources would give a second meaning to the numbers of ours.
+                        if not citations or not isinstance(event, Citations):
+                            yield event
             if not begun:
                 yield Answering(provider.name, asked.model)
             return

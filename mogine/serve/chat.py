@@ -72,7 +72,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
                 request,
                 _frames(events, seen),
                 within=desk.within(place),
-                last_words=lambda error: sse.event("error", told(error, seen).to_dict()),
+                last_words=lambda error: sse.event("error", told(request, error, seen).to_dict()),
                 ping_s=limits.ping_s,
                 stall_s=limits.reader_timeout_s,
             )

@@ -15,7 +15,7 @@ from mogine.errors import ErrorEnvelope, MogineError, NotFound, UpstreamTimeout,
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import open_providers
 from mogine.serve.access import client_address, visitor_bucket
-from mogine.serve.keys import REQUEST_ID, SETTINGS, SITE, STATE
+from mogine.serve.keys import NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Limits, Place
 from mogine.serve.observe import Observation
 from mogine.serve.sessions import Sessions, VendorSessions
@@ -112,9 +112,12 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-def told(error: Exception, seen: Observation) -> ErrorEnvelope:
+def told(request: web.Request, error: Exception, seen: Observation) -> ErrorEnvelope:
     """The envelope of an error inside an answer that has begun; what is our fault goes to the log."""
     seen.error = error
-    if not isinstance(error, MogineError):
+    if isinstance(error, MogineError):
+        request[NOTE] = error.reason
+    else:
+        request[NOTE] = "internal_error"
         log.error("request %s failed", seen.id, exc_info=error)
     return ErrorEnvelope.of(error, seen.id)

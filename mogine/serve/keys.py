@@ -32,3 +32,5 @@ SETTINGS = web.AppKey("SETTINGS", Settings)
 SITE = web.AppKey("SITE", Site)
 STATE = web.AppKey("STATE", ServerState)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
+# What went wrong after an answer had begun, for the line in the log: its status was 200 by then.
+NOTE = web.RequestKey("NOTE", str)

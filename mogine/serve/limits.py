@@ -81,6 +81,11 @@ class Limits:
         """How many visitors' rates are remembered."""
         return len(self._visitors)
 
+    @property
+    def open_by_visitor(self) -> dict[str, int]:
+        """How many answers each visitor has open."""
+        return dict(self._open)
+
     def open(self, visitor: str) -> "Place":
         """A place for one answer, to be left by `with`.
 

@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-import orjson
 from aiohttp import web
 
 from mogine.answer import cite, find
 from mogine.chat import ChatEvent, ChatMessage, ChatRequest, Citations, Provider, Usage
 from mogine.errors import ErrorEnvelope
 from mogine.providers.compatible import OpenAIEncoder
+from mogine.providers.dashscope import DashScopeEncoder
 from mogine.serve import sse
 from mogine.serve.app import json_response, read_json
 from mogine.serve.desk import DESK, Desk, told
@@ -36,7 +36,7 @@ async def llm(request: web.Request) -> web.StreamResponse:
                 request,
                 _frames(provider, asked, seen),
                 within=desk.within(place),
-                last_words=lambda error: _error_frame(asked.dialect, told(error, seen)),
+                last_words=lambda error: _error_frame(asked.dialect, told(request, error, seen)),
                 ping_s=limits.ping_s,
                 stall_s=limits.reader_timeout_s,
             )
@@ -111,8 +111,6 @@ def _only_usage(events: tuple[ChatEvent, ...]) -> bool:
 
 def _error_frame(dialect: Dialect, error: ErrorEnvelope) -> bytes:
     """The last frame of an answer that failed, such that the dialect's own clients raise it."""
-    body = error.to_dict()
     if dialect == "openai":
-        return sse.event("error", body)
-    flat = {"code": error.reason, "message": error.message, "request_id": error.request_id, **body}
-    return b"event:error\n:HTTP_STATUS/%d\ndata:%s\n\n" % (error.code, orjson.dumps(flat))
+        return sse.event("error", error.to_dict())
+    return DashScopeEncoder("", error.request_id, "", incremental=True).error(error.to_dict())

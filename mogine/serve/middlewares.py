@@ -21,7 +21,7 @@ from mogine.errors import (
     Unauthorized,
 )
 from mogine.serve.access import Access, Gate
-from mogine.serve.keys import REQUEST_ID
+from mogine.serve.keys import NOTE, REQUEST_ID
 
 access_log = logging.getLogger("mogine.access")
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def frame(name: str, gate: Gate, levels: Mapping[object, Access]) -> Middleware:
                 log.exception("request %s failed", request_id)
             return response
         finally:
+            error_reason = error_reason or request.get(NOTE, "")
             access_log.info(
                 "%s %s %s %d %.1fms %s%s",
                 name,

@@ -87,12 +87,10 @@ class Observation:
         """Whether the documents held an answer, as far as can be seen from outside the model."""
         if self.kind != "chat" or self.finish is None or self.error is not None:
             return "unknown"
-        if not self.citations or self.citations[0].score < MIN_SCORE:
-            return "no"
         known = {citation.number for citation in self.citations}
         if any(int(number) in known for number in _MARK.findall(self.text)):
             return "yes"
-        return "unknown"
+        return "unknown" if self.citations and self.citations[0].score >= MIN_SCORE else "no"
 
     def row(self, status: Status, reason: str) -> QueryRecord:
         """The row, told at the end."""
