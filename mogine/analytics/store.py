@@ -115,8 +115,15 @@ class AnalyticsStore:
     first needed, and again when the file was replaced behind our back. Several processes may write.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        steps: Sequence[tuple[str, str]] = STEPS,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self.path = path
+        self._steps = steps
         self.name = f"{path.parent.name}/{path.name}"
         self._clock = clock
         self._lock = threading.Lock()
@@ -141,7 +148,7 @@ class AnalyticsStore:
 
     def _pending(self, busy_ms: int) -> tuple[str, ...]:
         """Names of the steps that the file lacks."""
-        every = tuple(name for name, _ in STEPS)
+        every = tuple(name for name, _ in self._steps)
         if not self.exists():
             return every
         with contextlib.closing(_connect(self.path, read_only=True, busy_ms=busy_ms)) as connection:
@@ -167,12 +174,12 @@ class AnalyticsStore:
             # SQLite would make it readable for everybody; -wal and -shm take their mode from it.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         steps = Migrations(MIGRATION_SET)
-        for name, sql in STEPS:
+        for name, sql in self._steps:
             steps(name=name)(_step(sql))
         with contextlib.closing(_connect(self.path, busy_ms=PATIENT_BUSY_MS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                if len(pending) < len(STEPS):
+                if len(pending) < len(self._steps):
                     self._back_up(pending[0])
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 steps.apply(Database(connection, recursive_triggers=False))
@@ -345,7 +352,7 @@ class AnalyticsStore:
         if not self.exists():
             connection = sqlite3.connect(":memory:", isolation_level=None)
             connection.row_factory = sqlite3.Row
-            for _, sql in STEPS:
+            for _, sql in self._steps:
                 connection.executescript(sql)
             return connection
         if pending := self._pending(PATIENT_BUSY_MS):

@@ -1,0 +1,96 @@
+"""Exports are exact in JSON, harmless in a spreadsheet, and never held whole."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mogine.analytics.export import COLUMNS, cell, render, render_records, to_dict
+from mogine.analytics.records import QueryRecord
+from mogine.errors import RequestError
+from tests.analytics.rows import cite, row
+
+HOSTILE = [
+    "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1",
+    "\u3000=1", "\xa0=1", "\ufeff=1", "\u200b=1",
+    "＝1", "＋1", "－1", "＠x", " ＝1", "\x00=1", "=HYPERLINK(\"http://x\",\"y\")", "-2+3+cmd|' /C calc'!A0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_cell_can_begin_a_formula(text: str) -> None:
+    assert cell(text).startswith("'")
+
+
+@given(st.text())
+def test_cells_hold_no_line_breaks_and_no_formula(text: str) -> None:
+    shown = cell(text)
+    assert len(shown.splitlines()) <= 1
+    assert not shown.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠"))
+
+
+@pytest.mark.parametrize("text", ["退款", "a=b", "1-2", "x@y", 'Hello, "you"', "", "a b"])
+def test_harmless_text_stays_as_it_is(text: str) -> None:
+    assert cell(text) == text
+
+
+def test_numbers_stay_numbers_and_nothing_is_empty() -> None:
+    assert [cell(v) for v in (None, True, -5, 0.25)] == ["", "true", "-5", "0.25"]
+
+
+def test_csv_is_quoted_throughout_and_reads_back() -> None:
+    rows = [row(question='say "hi", 你好\nsecond line'), row(question="=1+1", cost_cny=None)]
+    text = "".join(render_records(rows, "csv"))
+    lines = text.split("\r\n")
+    assert len(lines) == 4 and lines[3] == ""
+    assert all(line.startswith('"') and line.endswith('"') for line in lines[:3])
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(read[0]) == COLUMNS
+    assert read[0]["question"] == 'say "hi", 你好 second line'
+    assert (read[1]["question"], read[1]["cost_cny"]) == ("'=1+1", "")
+    assert json.loads(read[0]["citations"])[0]["source"] == "docs/refund.md"
+
+
+def test_excel_is_told_that_it_is_utf8() -> None:
+    assert "".join(render_records([], "csv", bom=True)).startswith('\ufeff"id"')
+    assert not "".join(render_records([], "csv")).startswith("\ufeff")
+    assert not "".join(render_records([], "json", bom=True)).startswith("\ufeff")
+
+
+@pytest.mark.parametrize("format", ["json", "ndjson"])
+def test_json_is_exact(format: str) -> None:
+    rows = [
+        row(question=text, citations=(cite("a"), cite("b", number=2))) for text in [*HOSTILE, "\u2028", '"\\']
+    ]
+    text = "".join(render_records(rows, format))
+    read = json.loads(text) if format == "json" else [json.loads(line) for line in text.split("\n")[:-1]]
+    assert read == [to_dict(r) for r in rows]
+
+
+def test_nothing_is_still_a_valid_file() -> None:
+    assert json.loads("".join(render([], "json"))) == []
+    assert "".join(render([], "ndjson")) == ""
+    assert "".join(render_records([], "csv")).count("\r\n") == 1
+
+
+@pytest.mark.parametrize("format", ["xlsx", "", "CSV", "csv\n"])
+def test_an_unknown_format_is_refused_by_name(format: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        list(render_records([row()], format))
+    assert (refused.value.reason, refused.value.param) == ("bad_filter", "format")
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
+def test_rows_are_taken_one_by_one(format: str) -> None:
+    """Pieces come while the rows have no end: nothing is collected."""
+
+    def endless() -> Iterator[QueryRecord]:
+        while True:
+            yield row()
+
+    pieces = render_records(endless(), format)
+    assert len([next(pieces) for _ in range(50)]) == 50
