@@ -307,13 +307,13 @@ class Draft:
             if self._current is None or self.re_embeds:
                 path.mkdir(mode=0o700)
                 create_texts(path)
-                self._work = _Work(path, self._embedder, create=True)
+                self._work = _Work(path, self._embedder)
                 if self._current is not None:
                     self._work.take_over(self._current.path)
             else:
                 shutil.copytree(self._current.path, path)
                 (path / "manifest.json").unlink()
-                self._work = _Work(path, self._embedder, create=False)
+                self._work = _Work(path, self._embedder, self._current.manifest.dimensions)
         return self._work
 
     @contextmanager
@@ -330,16 +330,17 @@ class Draft:
 
 
 class _Work:
-    """What is open while a draft is written."""
+    """What is open while a draft is written. `dimensions` are those of the generation that was copied."""
 
-    def __init__(self, path: Path, embedder: Embedder, *, create: bool) -> None:
+    def __init__(self, path: Path, embedder: Embedder, dimensions: int | None = None) -> None:
         self._path = path
         self._embedder = embedder
+        self._dimensions = dimensions
         self._db = open_for_writing(path)
         self._vectors: VectorIndex | None = None
         try:
             if embedder.name != NoEmbedder.name:
-                self._vectors = VectorIndex(path, create=create)
+                self._vectors = VectorIndex(path, create=dimensions is None)
             self._catalogue = CatalogueWriter(self._db)
             self._lexical = LexicalWriter(self._db)
             self._waiting: list[tuple[int, str]] = []
@@ -387,7 +388,7 @@ class _Work:
         manifest = Manifest(
             FORMAT,
             self._embedder.name,
-            self._embedder.dimensions,
+            self._embedder.dimensions if self._dimensions is None else self._dimensions,
             documents,
             passages,
             datetime.now(UTC).isoformat(timespec="seconds"),

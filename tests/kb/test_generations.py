@@ -242,6 +242,27 @@ def test_base_without_vectors_needs_no_chroma(generations: Generations, embedder
         assert knowledge.search("退款", 1, "vector")[0].passage.text == "退款要七天"
 
 
+def test_document_is_removed_while_the_embedder_cannot_be_reached(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    class Gone(CharacterEmbedder):
+        @property
+        def dimensions(self) -> int:
+            raise AssertionError("an endpoint would be asked")
+
+        @dimensions.setter
+        def dimensions(self, value: int) -> None:
+            """The name is all that is known without asking."""
+
+    take_in(generations, embedder, make_document("a.md", "one"), make_document("b.md", "two"))
+    with generations.begin(Gone()) as draft:
+        draft.remove("a.md")
+        draft.commit()
+    current = generations.current()
+    assert current is not None
+    assert (current.manifest.documents, current.manifest.dimensions) == (1, 64)
+
+
 def test_document_of_many_passages_is_embedded_whole(
     generations: Generations, embedder: CharacterEmbedder
 ) -> None:
