@@ -109,13 +109,13 @@ class Served:
     async def until(self, true: Callable[[], bool], timeout_s: float = 5.0) -> None:
         """Return once `true()`; TimeoutError otherwise."""
         async with asyncio.timeout(timeout_s):
-            while not true():
+            while not true():  # noqa: ASYNC110 - many things, one way to wait for them
                 await asyncio.sleep(0.005)
 
     async def row_with(self, status: str) -> QueryRecord:
         """The only row, as soon as it is there."""
         async with asyncio.timeout(5):
-            while not (rows := await self.rows()):
+            while not (rows := await self.rows()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert [row.status for row in rows] == [status], rows
         return rows[0]
