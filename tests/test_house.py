@@ -130,7 +130,7 @@ def imported_by(folder: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
-                names |= {part.value for part in node.args if isinstance(part, ast.Constant)}
+                names |= {str(part.value) for part in node.args if isinstance(part, ast.Constant)}
     return names - sys.stdlib_module_names - {"mogine", "tests"}
 
 

@@ -54,7 +54,7 @@ def demo(
     settings = _on_ports(load_settings({}, home), port_base)
     prepare_home(settings)
     _require_free_ports(settings)
-    typer.echo("reading the sample documents; the first time this takes half a minute or so", err=True)
+    typer.echo("reading the sample documents", err=True)
     summary = take_in([home / "docs"], settings)
     typer.echo(f"{summary.documents_in_all} documents, {summary.passages_in_all} passages", err=True)
     logs.configure(settings)

@@ -43,14 +43,19 @@ def make_home(home: Path, *, samples: bool) -> Iterator[tuple[str, bool]]:
     shipped = resources.files("mogine") / "samples"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        yield ".env", _write_new(home / ".env", env_template(), mode=0o600)
-        site = (shipped / "site.toml").read_text("utf-8") if samples else _bare_site()
+        yield ".env", _write_new(home / ".env", env_template().encode(), mode=0o600)
+        site = (shipped / "site.toml").read_bytes() if samples else _bare_site().encode()
         yield "site.toml", _write_new(home / "site.toml", site, mode=0o644)
         with resources.as_file(shipped / "docs") as documents:
-            yield "docs", _copy_new(documents if samples else None, home / "docs")
+            copied = _copy_new(documents if samples else None, home / "docs")
+        yield "docs", copied
         data = home / "data"
         made = not data.exists()
         data.mkdir(mode=0o700, exist_ok=True)
+        if samples and copied:
+            # The samples' vectors come along: taking the samples in need not wait for the model.
+            (data / "kb").mkdir(mode=0o700, exist_ok=True)
+            _write_new(data / "kb" / "vectors.db", (shipped / "vectors.db").read_bytes(), mode=0o600)
         yield "data", made
     except OSError as error:
         raise SettingsError(
@@ -75,14 +80,14 @@ def _bare_site() -> str:
     )
 
 
-def _write_new(path: Path, text: str, *, mode: int) -> bool:
+def _write_new(path: Path, content: bytes, *, mode: int) -> bool:
     """Write `path` whole, or leave what is there; the name appears only when the content is on disk."""
     if path.is_symlink() or path.exists():
         return False
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         # A link, unlike a rename, never replaces what another run has put there meanwhile.

@@ -6,12 +6,16 @@ import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from mogine.commands.template import env_template, make_home
 from mogine.errors import SettingsError
+from mogine.ingest.pipeline import Summary, ingest
+from mogine.kb.embedders import CachedEmbedder, E5Embedder, Vectors
+from mogine.kb.generations import Generations
 from mogine.settings import load_settings, load_site
 from tests.conftest import Run, clean_environ
 
@@ -68,6 +72,27 @@ def test_env_template_with_every_setting_taken_in_is_valid_and_changes_nothing(t
     assert ".env" in read.sources.values()
     for section in ("host", "log_format", "doubao", "proxy", "kb", "analytics", "access"):
         assert getattr(read, section) == getattr(default, section)
+
+
+def test_samples_are_taken_in_without_waiting_for_the_model(tmp_path: Path) -> None:
+    """The shipped vectors are those of the passages as they are cut today; else run scripts/make-samples."""
+
+    class NoModel(E5Embedder):
+        def embed_passages(self, texts: Sequence[str]) -> Vectors:
+            raise AssertionError(f"no vector comes with the package for {texts[0][:80]!r}")
+
+    list(make_home(tmp_path, samples=True))
+    settings = load_settings({}, tmp_path)
+    embedder = CachedEmbedder(NoModel(), settings.kb_path / "vectors.db")
+    *_, summary = ingest([tmp_path / "docs"], Generations(settings.kb_path), embedder, base=tmp_path)
+    assert isinstance(summary, Summary)
+    assert len(summary.added) == 15 and not summary.skipped and not summary.notes
+
+
+def test_own_documents_get_no_sample_vectors(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    list(make_home(tmp_path, samples=True))
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_init_again_keeps_every_byte(mogine: Run, tmp_path: Path) -> None:
