@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -236,6 +237,7 @@ def queries(
     store = _store(settings)
     show = _json_line if as_json else _line_printer(ZoneInfo(settings.analytics.timezone))
     selection = Selection(status=status, search=search)
+    known = _recent(store, selection) if follow else {}
     records = store.page(selection, limit=number).records
     if not records and not follow and not as_json:
         typer.echo(f"No questions recorded in {settings.home} that fit.", err=True)
@@ -243,29 +245,31 @@ def queries(
         typer.echo(show(record))
     if follow:
         try:
-            for record in _news(store, selection, records):
+            known |= {record.id: record.started_at for record in records}
+            for record in _news(store, selection, known):
                 typer.echo(show(record))
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
 
+def _recent(store: "AnalyticsStore", selection: "Selection") -> dict[str, datetime]:
+    """Ids of the rows of the last minutes: those that need not be told as news."""
+    since = datetime.now(UTC) - FOLLOW_BACK
+    return {record.id: record.started_at for record in store.iterate(replace(selection, since=since))}
+
+
 def _news(
-    store: "AnalyticsStore", selection: "Selection", known: Iterable["QueryRecord"]
+    store: "AnalyticsStore", selection: "Selection", seen: dict[str, datetime]
 ) -> Iterator["QueryRecord"]:
     """Rows as they come. A long answer ends after shorter ones that began later, so the last minutes
     are looked at again each time."""
-    from dataclasses import replace
-
-    seen = {record.id: record.started_at for record in known}
-    begun = datetime.now(UTC)
     while True:
-        since = min(begun, datetime.now(UTC)) - FOLLOW_BACK
+        since = datetime.now(UTC) - FOLLOW_BACK
+        seen = {id: at for id, at in seen.items() if at >= since}
         for record in store.iterate(replace(selection, since=since)):
             if record.id not in seen:
+                seen[record.id] = record.started_at
                 yield record
-            seen[record.id] = record.started_at
-        seen = {id: at for id, at in seen.items() if at >= since}
-        begun = datetime.now(UTC)
         time.sleep(FOLLOW_EVERY_S)
 
 
