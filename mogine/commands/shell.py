@@ -39,8 +39,8 @@ class Shell:
         """The settings of a home that is there; SettingsError that names the folder when it is not."""
         if not self.is_home:
             raise SettingsError(
-                f"{self.home} is no mogine home ({self.home_source}): it has no .env, site.toml or data folder. "
-                "Go to your home, name it with --home or MOGINE_HOME, or make one with `mogine init`"
+                f"{self.home} is no mogine home ({self.home_source}): "
+                "it has no .env, site.toml or data folder. Go to your home, name it with --home or MOGINE_HOME, or make one with `mogine init`"
             )
         return self.settings
 
