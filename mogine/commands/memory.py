@@ -87,8 +87,9 @@ class Memory:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "rb+") as file:
                 os.fchmod(descriptor, 0o600)
-                kept = _later_half(file.read(2 * MAX_HISTORY_BYTES + 1))
-                if kept is not None:
+                if os.fstat(descriptor).st_size > MAX_HISTORY_BYTES:
+                    file.seek(-MAX_HISTORY_BYTES // 2, os.SEEK_END)
+                    kept = _whole_entries(file.read())
                     file.seek(0)
                     file.write(kept)
                     file.truncate()
@@ -100,12 +101,9 @@ class Memory:
         return self._folder / name if self._folder else None
 
 
-def _later_half(data: bytes) -> bytes | None:
-    if len(data) <= MAX_HISTORY_BYTES:
-        return None
-    later = data[-MAX_HISTORY_BYTES // 2 :]
-    start = later.find(b"\n\n#")  # an entry begins with a comment line after a blank one
-    return later[start + 1 :] if start >= 0 else b""
+def _whole_entries(data: bytes) -> bytes:
+    start = data.find(b"\n\n#")  # an entry begins with a comment line after a blank one
+    return data[start + 1 :] if start >= 0 else b""
 
 
 def _role(value: Any) -> Any:

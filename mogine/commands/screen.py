@@ -180,12 +180,11 @@ class TerminalScreen:
         self._timer = None
         live = self._open()
         finished, self._pending = split_finished(self._pending)
-        # The block that grows is replaced in the same write as finished ones are printed above it.
-        live.update(Tail(SafeMarkdown(self._pending), self._console.height - 2))
-        if finished:
-            self._print_block(finished)
-        else:
-            live.refresh()
+        # In one write, so that nothing flickers: what is finished moves up, the rest is drawn below it.
+        with self._console:
+            live.update(Tail(SafeMarkdown(self._pending), self._console.height - 2), refresh=True)
+            if finished:
+                self._print_block(finished)
 
     def _settle(self) -> None:
         """Prints what is still live for good."""

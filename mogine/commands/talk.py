@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mogine.commands.askers import Asker, DirectAsker, ServerAsker, open_direct, open_server
+from mogine.commands.askers import Asker, open_direct
 from mogine.commands.console import err, out, safe, safe_line
 from mogine.commands.memory import Conversation, Memory, said
 from mogine.commands.screen import Answer, PlainScreen, Screen, SilentScreen, TerminalScreen
@@ -120,10 +120,10 @@ async def _run(
 
 
 @asynccontextmanager
-async def _open_asker(
-    settings: Settings, choice: Choice, conversation: Conversation
-) -> AsyncIterator[DirectAsker | ServerAsker]:
+async def _open_asker(settings: Settings, choice: Choice, conversation: Conversation) -> AsyncIterator[Asker]:
     if choice.server is not None:
+        from mogine.commands.remote import open_server  # brings httpx, which costs as much as all the rest
+
         async with open_server(choice.server, choice.provider, conversation.session_id) as asker:
             yield asker
     else:
@@ -160,10 +160,10 @@ class Chat:
     async def turns(self, max_question_chars: int) -> int:
         """Questions from the prompt until the user leaves; no error of an answer ends it."""
         session = _prompt(self._memory.history_path())
-        err.print(f"mogine · {safe_line(self._asker.label)} · /help", style="dim")
+        tell(f"mogine · {safe_line(self._asker.label)} · /help", "dim")
         self._tell_notes()
         if said(self._conversation.messages):
-            err.print(f"going on after {said(self._conversation.messages)} questions", style="dim")
+            tell(f"going on after {said(self._conversation.messages)} questions", "dim")
         while True:
             try:
                 line = (await session.prompt_async("> ")).strip()
@@ -181,7 +181,7 @@ class Chat:
                 else:
                     await self.ask(checked(_valid(line), max_question_chars))
             except MogineError as error:
-                err.print(safe(error.message), style="red")
+                tell(safe(error.message), "red")
             err.print()
 
     async def ask(self, question: str) -> tuple[Answer, bool]:
@@ -201,11 +201,11 @@ class Chat:
                 self._screen.end(answer)
                 self._tell_notes()
         if not whole:
-            err.print("stopped", style="dim")
+            tell("stopped", "dim")
         if answer.text:
             self._remember(question, answer.text)
         if answer.finish_reason == "length":
-            err.print("the answer was cut at its greatest length (MOGINE_MAX_OUTPUT_TOKENS)", style="yellow")
+            tell("the answer was cut at its greatest length (MOGINE_MAX_OUTPUT_TOKENS)", "yellow")
         return answer, whole
 
     async def _receive(self, question: str, answer: Answer) -> None:
@@ -216,33 +216,37 @@ class Chat:
 
     def _remember(self, question: str, answer: str) -> None:
         self._conversation.add(question, answer)
-        if isinstance(self._asker, ServerAsker):
-            self._conversation.session_id = self._asker.session_id
+        self._conversation.session_id = self._asker.session_id
         try:
             self._memory.save(self._conversation)
         except MogineError as error:
-            err.print(f"warning: {safe(error.message)}", style="yellow")
+            tell(f"warning: {safe(error.message)}", "yellow")
 
     def _command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
         if name == "/new":
             self._conversation.clear()
             self._asker.forget()
-            err.print("a new conversation", style="dim")
+            tell("a new conversation", "dim")
         elif name == "/provider" and argument:
             self._asker.choose(argument.strip())
-            err.print(safe_line(self._asker.label), style="dim")
+            tell(safe_line(self._asker.label), "dim")
         elif name == "/provider":
-            err.print(safe_line(self._asker.label), style="dim")
+            tell(safe_line(self._asker.label), "dim")
         elif name == "/help":
-            err.print(HELP, style="dim")
+            tell(HELP, "dim")
         else:
             raise SettingsError(f"there is no {safe_line(name, 40)}; /help lists what there is")
 
     def _tell_notes(self) -> None:
         for note in self._asker.notes:
-            err.print(f"note: {safe(note)}", style="yellow")
+            tell(f"note: {safe(note)}", "yellow")
         self._asker.notes.clear()
+
+
+def tell(text: str, style: str) -> None:
+    """Words beside the answer, on stderr; wrapped between words where a person reads them."""
+    err.print(text, style=style, soft_wrap=not err.is_terminal)
 
 
 def _valid(line: str) -> str:
