@@ -1,5 +1,6 @@
 """`mogine chat`: a conversation in the terminal, or one question in a script."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ def chat(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT|-]", show_default=False, help="The question; - reads it from standard input."
+            metavar="PROMPT|-", show_default=False, help="The question; - reads it from standard input."
         ),
     ] = None,
     provider: Annotated[
@@ -43,14 +44,18 @@ def chat(
 
       mogine chat "Hello" --provider extract --server http://127.0.0.1:8741
 
-    In turns: Ctrl-C stops an answer and, at the empty prompt, leaves; Alt-Enter makes a new line;
-    /help tells of /new, /provider and /quit.
+    In turns, Ctrl-C stops an answer and, at the empty prompt, leaves. Alt-Enter makes a new line.
+
+    There are the commands /help, /new, /provider and /quit.
 
     Asking a provider directly is the owner's own test: nothing is recorded.
     """
     # Imported here: they bring rich, the vendors' clients and line editing, which no other command needs.
     from mogine.commands.talk import Choice, talk
 
+    if not logging.getLogger("mogine").isEnabledFor(logging.DEBUG):
+        # What `answer` logs for the owner of a server is told here in words of the chat's own.
+        logging.getLogger("mogine.answer").setLevel(logging.ERROR)
     code = talk(
         shell_of(ctx),
         Choice(prompt, provider, model, go_on=go_on, kb=kb, as_json=as_json, server=server),

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -46,9 +45,6 @@ class Choice:
 
 def talk(shell: Shell, choice: Choice) -> int:
     """Run the chat; the exit code. Raises MogineError for what a script should hear about."""
-    quiet = not logging.getLogger("mogine").isEnabledFor(logging.DEBUG)
-    if quiet:  # what `answer` logs for a server's owner is told here in words of our own
-        logging.getLogger("mogine.answer").setLevel(logging.ERROR)
     settings = _settings(shell, choice)
     memory = Memory(settings.data_path if shell.is_home else None)
     conversation = memory.load() if choice.go_on else Conversation()

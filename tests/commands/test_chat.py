@@ -18,6 +18,9 @@ from pathlib import Path
 import pyte
 import pytest
 
+from mogine.commands.shell import Shell
+from mogine.commands.talk import Choice, talk
+from mogine.errors import RequestError, SettingsError, StoreError
 from tests.conftest import Run, clean_environ
 from tests.upstreams.doubao import KEY, DoubaoFake
 from tests.upstreams.script import finish, hang, say, script, think, usage
@@ -221,7 +224,8 @@ def test_empty_question_is_refused(mogine: Run, doubao: DoubaoFake, text: str) -
 
 def test_question_that_is_too_long_or_no_text_is_refused(mogine: Run, doubao: DoubaoFake, home: Path) -> None:
     env = {**doubao.environ, "MOGINE_MAX_QUESTION_CHARS": "10"}
-    assert_refused(mogine("chat", "x" * 11, env=env), 2, "11", "MOGINE_MAX_QUESTION_CHARS")
+    with pytest.raises(RequestError, match="11 characters, more than MOGINE_MAX_QUESTION_CHARS"):
+        talk(Shell(home, "a test", env), Choice("x" * 11))
     command = [sys.executable, "-m", "mogine", "chat", "-"]
     done = subprocess.run(command, cwd=home, env=clean_environ(env), input=b"\xff\xfe", capture_output=True)
     assert done.returncode == 2
@@ -232,21 +236,27 @@ def test_question_that_is_too_long_or_no_text_is_refused(mogine: Run, doubao: Do
     assert doubao.requests == []
 
 
-def test_flags_that_contradict_each_other_are_refused(mogine: Run) -> None:
-    assert_refused(mogine("chat", "q", "--server", "http://127.0.0.1:1", "--no-kb"), 2, "--no-kb")
-    assert_refused(mogine("chat", "q", "--server", "http://127.0.0.1:1", "--model", "m"), 2, "--model")
-    assert_refused(mogine("chat", "q", "--server", "ftp://x"), 2, "http://127.0.0.1:8741")
-    assert_refused(mogine("chat", "q", "--provider", "extract", "--model", "m"), 2, "--model")
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (Choice("q", server="http://127.0.0.1:1", kb=False), "--no-kb"),
+        (Choice("q", server="http://127.0.0.1:1", model="m"), "--model"),
+        (Choice("q", server="ftp://x"), "http://127.0.0.1:8741"),
+        (Choice("q", server="http://127.0.0.1:1", provider="gpt"), "there is no provider gpt"),
+        (Choice("q", provider="extract", model="m"), "--model"),
+        (Choice("q", go_on=True), "no conversation to continue"),
+    ],
+)
+def test_flags_that_cannot_be_followed_are_refused(home: Path, choice: Choice, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        talk(Shell(home, "a test", {}), choice)
 
 
-def test_nothing_to_continue_is_told(mogine: Run) -> None:
-    assert_refused(mogine("chat", "--continue", "q"), 2, "no conversation to continue")
-
-
-def test_damaged_conversation_names_its_file(mogine: Run, home: Path) -> None:
+def test_damaged_conversation_names_its_file(home: Path) -> None:
     (home / "data").mkdir()
     (home / "data" / "chat_last.json").write_text('{"messages": [{"role": "system", "text": "x"}]}')
-    assert_refused(mogine("chat", "--continue", "q"), 1, "chat_last.json", "remove it")
+    with pytest.raises(StoreError, match=r"chat_last\.json.*remove it"):
+        talk(Shell(home, "a test", {}), Choice("q", go_on=True))
 
 
 def test_folder_that_is_no_home_is_named_and_left_alone(mogine: Run, tmp_path: Path) -> None:
