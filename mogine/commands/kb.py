@@ -318,6 +318,8 @@ def _print_summary(summary: "Summary") -> None:
             f"{summary.documents_in_all} documents, {summary.passages_in_all} passages in generation "
             f"{summary.generation}; {summary.passages} passages written in {summary.seconds:.1f} s"
         )
+    if summary.re_embedded:
+        err.print("the embedder has changed, so every passage was embedded again")
     if summary.skipped or summary.notes:
         table = Table("file", "why", title="not taken, or not all of it", title_justify="left", box=None)
         entries = (*summary.notes, *summary.skipped)
@@ -350,6 +352,7 @@ def _summary_dict(summary: "Summary") -> dict[str, Any]:
         "passages": summary.passages,
         "documents_in_all": summary.documents_in_all,
         "passages_in_all": summary.passages_in_all,
+        "re_embedded": summary.re_embedded,
         "seconds": round(summary.seconds, 3),
     }
 

@@ -35,7 +35,8 @@ class Progress:
 class Summary:
     """What a run did. `generation` is "" where there is none; `passages` counts those written anew.
 
-    `notes` tell of documents that were taken though something in them could not be read.
+    `notes` tell of documents that were taken though something in them could not be read; `re_embedded` is
+    set when the embedder is another one than last time, so that every passage was embedded again.
     """
 
     added: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Summary:
     documents_in_all: int = 0
     passages_in_all: int = 0
     seconds: float = 0.0
+    re_embedded: bool = False
 
     @property
     def took_anything(self) -> bool:
@@ -90,6 +92,7 @@ def ingest(
         run.take_out()
         summary = run.summary
         if summary.added or summary.changed or summary.removed or draft.re_embeds:
+            summary = replace(summary, re_embedded=draft.re_embeds)
             draft.commit()
         current = generations.current()
         if current is not None:

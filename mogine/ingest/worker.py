@@ -4,6 +4,7 @@ One child serves a whole run, since its imports cost half a second; when it dies
 It is started afresh (not forked), without the parent's environment, and gets bytes and gives JSON.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -223,7 +224,9 @@ def _confine(limits: Limits) -> None:
 def _limit(what: int, value: int) -> None:
     _, hard = resource.getrlimit(what)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (value, value))
+    # macOS refuses some limits, that of memory above all; the others and the time still hold there.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(what, (value, value))
 
 
 def _allow_cpu(seconds: int) -> None:

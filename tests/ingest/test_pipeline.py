@@ -212,7 +212,8 @@ def test_another_embedder_embeds_everything_anew(base: Base, embedder: CountingE
     other = CountingEmbedder("other")
     summary = base.ingest(embedder=other)
     assert (len(other.texts), summary.generation) == (2, "g000002")
-    assert len(summary.unchanged) == 2
+    assert (len(summary.unchanged), summary.re_embedded) == (2, True)
+    assert not base.ingest(embedder=other).re_embedded
 
 
 def test_progress_names_every_file_and_counts_every_embedding(base: Base, embedder: CountingEmbedder) -> None:

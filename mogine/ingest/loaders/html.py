@@ -63,11 +63,6 @@ def load_html(data: bytes) -> Parsed:
     )
 
 
-def render_fragment(html: str) -> str:
-    """Markdown-like text of a piece of HTML."""
-    return _render(_tree(html))
-
-
 def _tree(text: str) -> Any:
     from lxml import etree
 
