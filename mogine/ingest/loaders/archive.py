@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from io import BytesIO
 
 from mogine.errors import UnreadableDocument
@@ -11,6 +12,7 @@ MAX_INFLATED_BYTES = 100 * 1024**2
 MAX_RATIO = 100
 # Small parts may be mostly blanks; a ratio says something only about what is large.
 RATIO_FLOOR_BYTES = 4 * 1024**2
+_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError)
 _BLOCK_BYTES = 256 * 1024
 # A document type is what entities, and so XML bombs, need; Office never writes one. Both byte widths.
 _DTD = re.compile(b"|".join(rb"\x00?".join(b"%c" % c for c in mark) for mark in (b"<!DOCTYPE", b"<!ENTITY")))
@@ -24,7 +26,7 @@ def office_kind(data: bytes) -> str | None:
             names = archive.NameToInfo
             if len(names) > MAX_ENTRIES:
                 raise UnreadableDocument(f"is an archive of more than {MAX_ENTRIES} entries")
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise UnreadableDocument("is a damaged Office file or archive; save it again") from error
     for part, kind in (("word/", "docx"), ("xl/", "xlsx"), ("ppt/", "pptx")):
         if any(name.startswith(part) for name in names):
@@ -44,7 +46,7 @@ def refuse_bombs(data: bytes) -> None:
                 if info.flag_bits & 0x1:
                     raise UnreadableDocument("is protected by a password; save a copy without it")
                 total = _inflate(archive, info, total, len(data))
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise UnreadableDocument(
             "is a damaged Office file; open it in its program and save it again"
         ) from error

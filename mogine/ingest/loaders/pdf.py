@@ -12,8 +12,12 @@ from mogine.errors import UnreadableDocument
 from mogine.ingest.loaders.parsed import PAGE_END, Parsed, heading, join, one_line, plain, title_of
 
 MAX_PAGES = 2_000
-# A page with fewer characters than this is a picture with a stamp or a page number on it.
+# A page with fewer characters than this, running heads apart, may be a picture; when the average page
+# has hardly more than its number, the document is one of pictures.
 FEW_CHARACTERS = 20
+SCAN_CHARACTERS = 6
+# What scanning programs write on every page.
+_STAMP = re.compile("camscanner|扫描全能王|掃描全能王|adobe scan|夸克扫描王", re.IGNORECASE)
 # A line of this share of the page's usual width ran on to the next one.
 FULL_LINE_SHARE = 0.85
 # One that also ends a sentence may just fill its line by chance: it must reach the very edge.
@@ -61,12 +65,11 @@ def _read(document: Any) -> Parsed:
         raise UnreadableDocument(f"has {count:,} pages, more than {MAX_PAGES:,}; split it")
     if count == 0:
         raise UnreadableDocument("has no pages")
-    pages = [_lines(document, number) for number in range(count)]
+    pages = _without_running_heads([_lines(document, number) for number in range(count)])
     empty = [number for number, lines in enumerate(pages, 1) if _characters(lines) < FEW_CHARACTERS]
-    _refuse_scans(pages, empty)
+    _refuse_scans(pages)
     marks = _bookmarks(document)
     body_size = _usual_size(pages)
-    pages = _without_running_heads(pages)
     text = "".join(
         f"{_page(lines, body_size, marks.get(number, {}))}\n{PAGE_END}" for number, lines in enumerate(pages)
     )
@@ -102,7 +105,7 @@ def _lines(document: Any, number: int) -> list[_Line]:
         position += len(raw) + 1
     text_page.close()
     page.close()
-    return [line for line in lines if line.text]
+    return [line for line in lines if line.text and not _STAMP.search(line.text)]
 
 
 def _clean(words: str) -> str:
@@ -121,11 +124,11 @@ def _characters(lines: Sequence[_Line]) -> int:
     return sum(len("".join(line.text.split())) for line in lines)
 
 
-def _refuse_scans(pages: Sequence[Sequence[_Line]], empty: Sequence[int]) -> None:
+def _refuse_scans(pages: Sequence[Sequence[_Line]]) -> None:
     total = sum(map(_characters, pages))
     if total == 0:
         raise UnreadableDocument(f"holds pictures of pages and no text (a scan); {_OCR}")
-    if len(empty) == len(pages) and len(pages) > 1:
+    if len(pages) > 1 and total < len(pages) * SCAN_CHARACTERS:
         raise UnreadableDocument(f"has hardly any text on its {len(pages)} pages (a scan?); {_OCR}")
     unreadable = sum(
         1

@@ -64,6 +64,17 @@ def test_a_scan_is_said_to_be_one() -> None:
         load_pdf(scan())
 
 
+@pytest.mark.parametrize("stamp", ["Scanned with CamScanner", "由 扫描全能王 扫描创建", "- {} -"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_scan_with_stamps_or_numbers_on_its_pages_is_said_to_be_one(stamp: str, count: int) -> None:
+    with pytest.raises(UnreadableDocument, match="scan"):
+        load_pdf(pdf([[(stamp.format(n), 9)] for n in range(count)]))
+
+
+def test_short_pages_are_no_scan() -> None:
+    assert "400-000-0188" in load_pdf(pdf([[("联系我们", 20)], [("电话 400-000-0188", 20)]])).text
+
+
 def test_pages_without_text_are_noted() -> None:
     parsed = load_pdf(pdf([[(SENTENCE, 11)], [], [(SENTENCE, 11)], [], []]))
     assert parsed.notes == ("pages without text (scanned?): 2, 4-5",)
