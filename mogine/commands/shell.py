@@ -40,7 +40,8 @@ class Shell:
         if not self.is_home:
             raise SettingsError(
                 f"{self.home} is no mogine home ({self.home_source}): "
-                "it has no .env, site.toml or data folder. Go to your home, name it with --home or MOGINE_HOME, or make one with `mogine init`"
+                "it has no .env, site.toml or data folder. Go to your home, "
+                "name it with --home or MOGINE_HOME, or make one with `mogine init`"
             )
         return self.settings
 
