@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,16 +223,19 @@ class Recorder:
         if self._problem and time.monotonic() < self._retry_at:
             return False
         try:
-            try:
-                new = self._store.insert(rows)
-            except Damaged as damage:
-                self._begin_anew(damage)
-                new = self._store.insert(rows)
+            new = self._insert(rows)
         except Exception as error:
             self._failed(error)
             return False
         self._succeeded(new)
         return True
+
+    def _insert(self, rows: Sequence[QueryRecord]) -> int:
+        try:
+            return self._store.insert(rows)
+        except Damaged as damage:
+            self._begin_anew(damage)
+            return self._store.insert(rows)
 
     def _to_spool(self, rows: list[QueryRecord]) -> bool:
         try:
@@ -282,10 +285,10 @@ class Recorder:
             self._spool.release()
             self._taking_up = self._spool.take_up(GROUP_ROWS)
         try:
-            self._tell_losses()
             batch = next(self._taking_up, None)
             # Without rows to take up it is only a trial whether the database is there again.
-            new = self._store.insert(batch.records if batch else ())
+            new = self._insert(batch.records if batch else ())
+            self._tell_losses()
         except OSError as error:
             log.error("the spool cannot be read: %s", error)
             self._stop_taking_up()

@@ -34,6 +34,13 @@ def files(data: Path, pattern: str = "*") -> list[Path]:
     return [path for path in data.rglob(pattern) if path.is_file()]
 
 
+def damage(store: AnalyticsStore) -> None:
+    """Puts nonsense in the place of the file, at one stroke: nothing can be written in between."""
+    nonsense = store.path.with_name("nonsense")
+    nonsense.write_bytes(b"\xff" * 65536)
+    nonsense.replace(store.path)
+
+
 @contextmanager
 def locked(store: AnalyticsStore) -> Iterator[None]:
     connection = sqlite3.connect(store.path, isolation_level=None)
@@ -181,17 +188,28 @@ async def test_a_database_damaged_while_running_is_moved_aside_and_begun_anew(
     async with Recorder(store) as recorder:
         recorder.record(row())
         await recorder.flush()
-        store.close()
-        for name in ("analytics.db-wal", "analytics.db-shm"):
-            (data / name).unlink(missing_ok=True)
-        store.path.write_bytes(b"\xff" * 65536)
+        damage(store)
         recorder.record(row())
         recorder.record(row())
         await recorder.flush()
         await until(recorder, lambda s: s.stored == 3 and not s.degraded)
     assert store.summary().rows == 2
-    (aside,) = files(data, "analytics.db.damaged-*")
+    (aside,) = files(data, "analytics.db.damaged-*Z")
     assert aside.read_bytes() == b"\xff" * 65536
+
+
+async def test_damage_found_while_nobody_asks_is_repaired_too(store: AnalyticsStore, data: Path) -> None:
+    """Locked until the row lies in the spool, damaged when it is taken up: no new row is needed."""
+    store.prepare()
+    async with Recorder(store) as recorder:
+        with locked(store):
+            recorder.record(row())
+            assert await recorder.flush()
+            assert recorder.stats().spooled == 1
+        damage(store)
+        await until(recorder, lambda s: s.stored == 1 and not s.degraded)
+    assert store.summary().rows == 1
+    assert len(files(data, "analytics.db.damaged-*Z")) == 1
 
 
 async def test_a_start_on_a_damaged_database_begins_anew(store: AnalyticsStore, data: Path) -> None:
@@ -199,7 +217,7 @@ async def test_a_start_on_a_damaged_database_begins_anew(store: AnalyticsStore, 
     async with Recorder(store) as recorder:
         recorder.record(row())
     assert store.summary().rows == 1
-    assert len(files(data, "analytics.db.damaged-*")) == 1
+    assert len(files(data, "analytics.db.damaged-*Z")) == 1
 
 
 async def test_a_database_deleted_while_running_is_made_again(store: AnalyticsStore, data: Path) -> None:
