@@ -14,21 +14,22 @@ from mogine.errors import MogineError
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,  # its boxes cost more time than the rest of --help together
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The AI assistant of your company website, on your own server.",
 )
-app.command()(home.init)
-app.command()(demo.demo)
-app.command()(serve.serve)
-app.command()(chat.chat)
+app.command(short_help="Make a home, with sample documents.")(home.init)
+app.command(short_help="Show everything, with no key and no network.")(demo.demo)
+app.command(short_help="Serve the site, one server or all three.")(serve.serve)
+app.command(short_help="Chat with the assistant in the terminal.")(chat.chat)
 app.add_typer(config.app, name="config")
 app.add_typer(kb.app, name="kb")
-app.command()(analytics.stats)
-app.command()(analytics.queries)
-app.command()(analytics.export)
-app.command()(analytics.cleanup)
-app.command()(home.version)
+app.command(short_help="Show what was asked, answered and spent.")(analytics.stats)
+app.command(short_help="List and follow recorded questions.")(analytics.queries)
+app.command(short_help="Write the record as CSV, JSON or NDJSON.")(analytics.export)
+app.command(short_help="Delete old rows for good; made for cron.")(analytics.cleanup)
+app.command(short_help="Tell the versions, for a bug report.")(home.version)
 
 
 @app.callback()

@@ -8,7 +8,7 @@ import typer
 from mogine.commands.shell import shell_of
 from mogine.settings import Settings, variables
 
-app = typer.Typer(no_args_is_help=True, help="Show the settings.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show the settings.")
 
 
 @app.command()

@@ -2,9 +2,14 @@
 
 import json
 import re
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    out: Console
+    err: Console
 
 # C0 but tab and newline, DEL and C1, marks and overrides of writing direction, lone surrogates: these can
 # move the cursor, set the window's title, reorder what a person reads, or fail to encode.
@@ -13,9 +18,20 @@ _UNSAFE = re.compile(
 )
 _LINE_BREAKS = re.compile(r"[\t\n\u2028\u2029]")
 
-# Nothing that is printed is taken for rich's own markup: a model may well say "[bold]".
-out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-err = Console(markup=False, highlight=False, emoji=False, soft_wrap=True, stderr=True)
+
+def __getattr__(name: str) -> "Console":
+    """`out` and `err`, made when first asked for: rich costs more than all of `mogine --help`."""
+    if name not in ("out", "err"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _console(name)
+
+
+@cache
+def _console(name: str) -> "Console":
+    from rich.console import Console
+
+    # Nothing that is printed is taken for rich's own markup: a model may well say "[bold]".
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, stderr=name == "err")
 
 
 def safe(text: str) -> str:

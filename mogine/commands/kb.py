@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mogine.commands.console import err, out, safe, safe_json, safe_line
+from mogine.commands import console
+from mogine.commands.console import safe, safe_json, safe_line
 from mogine.commands.shell import Shell, shell_of
 from mogine.errors import NotFound, RequestError, UnreadableDocument
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from mogine.kb.passages import Hit, StoredDocument
     from mogine.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Take documents into the knowledge base, and search it.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Take documents into the knowledge base, and search it."
+)
 
 SHOWN_SKIPPED = 40
 EXCERPT_CHARS = 240
@@ -109,7 +112,7 @@ def search(
     for rank, hit in enumerate(hits, 1):
         _print_hit(hit, rank)
     if not hits:
-        err.print("nothing found")
+        console.err.print("nothing found")
 
 
 @app.command("list")
@@ -132,7 +135,9 @@ def list_documents(ctx: typer.Context, as_json: AsJson = False) -> None:
     columns = ("id", "passages", "characters", "updated", "source", "title")
     rows = [(d.id, f"{d.passages}", f"{d.characters}", d.updated, d.source, d.title) for d in documents]
     _print_rows(columns, rows)
-    err.print(f"{len(documents)} documents, {sum(d.passages for d in documents)} passages, generation {name}")
+    console.err.print(
+        f"{len(documents)} documents, {sum(d.passages for d in documents)} passages, generation {name}"
+    )
 
 
 @app.command()
@@ -160,12 +165,14 @@ def show(
         ]
         typer.echo(safe_json({**_document_dict(document), "passages": rows}))
         return
-    out.print(f"{safe_line(document.title)}  ({safe_line(document.source)})", style="bold")
+    console.out.print(f"{safe_line(document.title)}  ({safe_line(document.source)})", style="bold")
     for passage in passages:
         place = f", page {passage.page}" if passage.page is not None else ""
         heading = f"  {safe_line(passage.heading)}" if passage.heading else ""
-        out.print(f"\n[{passage.position}]{heading}  ({len(passage.text)} characters{place})", style="cyan")
-        out.print(safe(passage.text))
+        console.out.print(
+            f"\n[{passage.position}]{heading}  ({len(passage.text)} characters{place})", style="cyan"
+        )
+        console.out.print(safe(passage.text))
 
 
 @app.command()
@@ -197,8 +204,10 @@ def remove(
         typer.echo(safe_json({"generation": name, "removed": removed}))
         return
     for source in removed:
-        out.print(f"removed {safe_line(source)}")
-    err.print(f"generation {name} serves now; files that stay in place come back with the next ingest")
+        console.out.print(f"removed {safe_line(source)}")
+    console.err.print(
+        f"generation {name} serves now; files that stay in place come back with the next ingest"
+    )
 
 
 # --- what the commands share ---------------------------------------------------------------------
@@ -302,7 +311,9 @@ def _progress() -> Iterator[_Bar]:
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(
+        *columns, console=console.err, transient=True, disable=not console.err.is_terminal
+    ) as progress:
         yield _Bar(progress)
 
 
@@ -313,21 +324,21 @@ def _print_summary(summary: "Summary") -> None:
         table = Table(box=None, show_header=False, pad_edge=False)
         for name in ("added", "changed", "unchanged", "removed", "skipped"):
             table.add_row(name, str(len(getattr(summary, name))))
-        out.print(table)
-        out.print(
+        console.out.print(table)
+        console.out.print(
             f"{summary.documents_in_all} documents, {summary.passages_in_all} passages in generation "
             f"{summary.generation}; {summary.passages} passages written in {summary.seconds:.1f} s"
         )
     if summary.re_embedded:
-        err.print("the embedder has changed, so every passage was embedded again")
+        console.err.print("the embedder has changed, so every passage was embedded again")
     if summary.skipped or summary.notes:
         table = Table("file", "why", title="not taken, or not all of it", title_justify="left", box=None)
         entries = (*summary.notes, *summary.skipped)
         for entry in entries[:SHOWN_SKIPPED]:
             table.add_row(safe_line(entry.source, 120), safe_line(entry.reason))
-        err.print(table)
+        console.err.print(table)
         for reason, count in Counter(entry.reason for entry in entries[SHOWN_SKIPPED:]).most_common():
-            err.print(f"  and {count} more: {safe_line(reason)}")
+            console.err.print(f"  and {count} more: {safe_line(reason)}")
 
 
 def _why_nothing(summary: "Summary") -> str:
@@ -388,7 +399,7 @@ def _hit_dict(hit: "Hit", rank: int) -> dict[str, Any]:
 def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on a terminal; in a pipe one line a row with tabs between the cells, nothing cut."""
     shown = [[safe_line(cell, 200) for cell in row] for row in rows]
-    if not out.is_terminal:
+    if not console.out.is_terminal:
         for row in shown:
             typer.echo("\t".join(row))
         return
@@ -397,14 +408,14 @@ def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns, box=None, pad_edge=False)
     for row in shown:
         table.add_row(*row)
-    out.print(table)
+    console.out.print(table)
 
 
 def _print_hit(hit: "Hit", rank: int) -> None:
     p = hit.passage
     path = " > ".join(filter(None, (p.title, p.heading)))
     place = f", page {p.page}" if p.page is not None else ""
-    out.print(f"{rank}. {safe_line(path, 160)}", style="bold")
-    out.print(f"   {hit.score:.3f}  {safe_line(p.url or p.source, 160)}{place}", style="dim")
+    console.out.print(f"{rank}. {safe_line(path, 160)}", style="bold")
+    console.out.print(f"   {hit.score:.3f}  {safe_line(p.url or p.source, 160)}{place}", style="dim")
     excerpt = " ".join(p.text.split())
-    out.print(f"   {safe_line(excerpt, EXCERPT_CHARS)}\n")
+    console.out.print(f"   {safe_line(excerpt, EXCERPT_CHARS)}\n")
