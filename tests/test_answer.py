@@ -8,6 +8,7 @@ import pytest
 
 from mogine.answer import (
     MAX_PASSAGE_TOKENS,
+    MIN_SCORE,
     AnswerEvent,
     Answering,
     Manner,
@@ -25,6 +26,7 @@ from mogine.chat import (
     Delta,
     Finish,
     Reasoning,
+    Role,
     Usage,
 )
 from mogine.errors import (
@@ -90,7 +92,7 @@ def hit(text: str, title: str = "题", score: float = 0.8) -> Hit:
 
 
 def request(*texts: str, provider: str = "a") -> ChatRequest:
-    roles = ("user", "assistant")
+    roles: tuple[Role, Role] = ("user", "assistant")
     turns = tuple(ChatMessage(roles[i % 2], text) for i, text in enumerate(texts))
     return ChatRequest(turns, provider, "model")
 
@@ -124,6 +126,14 @@ async def test_an_answer_does_without_a_knowledge_base(retriever: Shelf | None) 
     assert events[0] == Citations(())
     assert Delta("好") in events
     assert provider.asked[0].messages[-1].text == "问"
+
+
+async def test_passages_that_have_nothing_to_do_with_the_question_are_left_out() -> None:
+    provider = Speaker("a", said(Delta("好"), Finish("stop")))
+    shelf = Shelf([hit("一", score=0.5), hit("二", score=MIN_SCORE), hit("三", score=MIN_SCORE - 0.01)])
+    events = await collect(request("问"), [provider], shelf)
+    assert isinstance(events[0], Citations)
+    assert [citation.excerpt for citation in events[0].items] == ["一", "二"]
 
 
 async def test_a_provider_without_a_model_gets_the_bare_question() -> None:

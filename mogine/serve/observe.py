@@ -16,8 +16,8 @@ from mogine.errors import ContentFiltered, MogineError
 from mogine.serve.limits import TooOften
 from mogine.serve.visitors import utc_now
 
-# With less than this the best passage has little to do with the question.
-MIN_SCORE = 0.3
+# Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
+SURE_SCORE = 0.3
 _MARK = re.compile(r"\[(\d{1,2})\]")
 
 
@@ -87,10 +87,12 @@ class Observation:
         """Whether the documents held an answer, as far as can be seen from outside the model."""
         if self.kind != "chat" or self.finish is None or self.error is not None:
             return "unknown"
+        if self.provider == "extract" and self.citations and self.citations[0].score < SURE_SCORE:
+            return "unknown"  # it quotes whatever is nearest, so its marks prove nothing
         known = {citation.number for citation in self.citations}
         if any(int(number) in known for number in _MARK.findall(self.text)):
             return "yes"
-        return "unknown" if self.citations and self.citations[0].score >= MIN_SCORE else "no"
+        return "unknown" if self.citations else "no"
 
     def row(self, status: Status, reason: str) -> QueryRecord:
         """The row, told at the end."""

@@ -15,7 +15,6 @@ from tests.upstreams.replay import Fixture, ReplayFake, fixtures
 
 PROVIDERS = {"ark": "doubao", "dashscope": "dashscope", "openai": "openai"}
 SECRET = "test-key-that-nobody-may-see"
-NATIVE = {"input": {"prompt": "你好"}, "parameters": {"incremental_output": True, "has_thoughts": True}}
 
 CHATS = [f for f in fixtures() if f.path.endswith(("/chat/completions", "/completion"))]
 STREAMS = [f for f in CHATS if f.kind == "sse" and f.status == 200]
@@ -40,9 +39,11 @@ async def ask(served: Served, fixture: Fixture, *, stream: bool, native: bool = 
     path = "/api/llm/" + PROVIDERS[fixture.vendor]
     if native:
         cumulative = "cumulative" in fixture.file
-        parameters = {**NATIVE["parameters"], "incremental_output": not cumulative}
+        parameters = {"has_thoughts": True, "incremental_output": not cumulative}
         headers = {"X-DashScope-SSE": "enable"} if stream else {}
-        return await served.post(path, {**NATIVE, "parameters": parameters}, headers=headers)
+        return await served.post(
+            path, {"input": {"prompt": "你好"}, "parameters": parameters}, headers=headers
+        )
     return await served.post(path, question(stream=stream, stream_options={"include_usage": True}))
 
 

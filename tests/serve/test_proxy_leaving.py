@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.serve.conftest import Served, Start, assert_envelope, is_idle, question
+from tests.serve.conftest import Reply, Served, Start, assert_envelope, is_idle, question
 from tests.upstreams.dashscope import DashScopeFake
 from tests.upstreams.doubao import DoubaoFake
-from tests.upstreams.script import cut, endless, hang, head, pause, refuse, say, script, think
+from tests.upstreams.script import Script, cut, endless, hang, head, pause, refuse, say, script, think
 
 LLM = "/api/llm/doubao"
 FROM_A = "X-Forwarded-For: 203.0.113.1\r\n"
@@ -80,7 +80,7 @@ async def doubao() -> AsyncIterator[DoubaoFake]:
 
 # --- leaving -------------------------------------------------------------------------------------
 
-WAYS = {
+WAYS: dict[str, tuple[Script, dict[str, Any], bytes]] = {
     "mid-stream": (script(say("一"), hang()), {"stream": True}, "一".encode()),
     "mid-thought": (script(think("嗯"), hang()), {"stream": True}, "嗯".encode()),
     "after-the-head": (script(head(), hang()), {"stream": True}, b""),
@@ -258,7 +258,8 @@ async def test_questions_are_counted_by_the_address_that_the_proxy_in_front_saw(
 
     async def ask(**headers: str) -> int:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        return (await served.post(LLM, question(), headers=names)).status
+        reply: Reply = await served.post(LLM, question(), headers=names)
+        return reply.status
 
     assert [await ask(X_Forwarded_For="203.0.113.1") for _ in range(3)] == [200, 200, 429]
     for forged in (
