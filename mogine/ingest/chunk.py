@@ -6,18 +6,15 @@ from dataclasses import dataclass
 
 from mogine.kb.passages import Document, Passage
 
-# A passage holds at most this many Chinese characters, or the 1,280 of another script that cost a model
-# about as many tokens. Whole paragraphs are packed up to it; only a longer paragraph is cut.
-MAX_SIZE = 512.0
-NARROW_SIZE = 0.4
+# Whole paragraphs are packed up to this; only a longer one is cut. English gets no more characters than
+# Chinese, though it costs a model fewer tokens: on en_wiki 1,280 characters a passage gave nDCG@10 92.3 and
+# the answer within the first 1,000 characters returned in 90.0 % of cases, 512 gave 93.2 and 94.3 %.
+MAX_CHARS = 512
 # A piece of a cut paragraph begins with the last sentence of the piece before it, when that is short.
-OVERLAP_SIZE = 80.0
+OVERLAP_CHARS = 100
 MAX_HEADING_CHARS = 100
 PAGE_END = "\f"
 
-_WIDE = re.compile(
-    "[\u1100-\u11ff\u2e80-\u303f\u3040-\ua4cf\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
-)
 _ATX = re.compile(r"\s{0,3}(#{1,6})(?:[ \t]+(.*))?$")
 _SETEXT = re.compile(r"\s{0,3}(=+|-{2,})[ \t]*$")
 _RULE = re.compile(r"\s{0,3}(?:-[ \t]*){3,}$|\s{0,3}(?:\*[ \t]*){3,}$|\s{0,3}(?:_[ \t]*){3,}$")
@@ -43,12 +40,6 @@ class _Block:
     page: int | None
     is_table: bool = False
     is_apart: bool = False
-
-
-def size(text: str) -> float:
-    """The length of a text in Chinese characters; letters of other scripts count 0.4."""
-    wide = sum(1 for _ in _WIDE.finditer(text))
-    return wide + (len(text) - wide) * NARROW_SIZE
 
 
 def chunk(document: Document) -> list[Passage]:
@@ -92,14 +83,14 @@ def _packed(blocks: Iterator[_Block]) -> Iterator[_Block]:
 def _fits(first: _Block, second: _Block) -> bool:
     if second.is_apart or first.headings != second.headings:
         return False
-    return size(first.text) + size(second.text) + 2 * NARROW_SIZE <= MAX_SIZE
+    return len(first.text) + len(second.text) + 2 <= MAX_CHARS
 
 
 def _cut(block: _Block) -> Iterator[_Block]:
-    if size(block.text) <= MAX_SIZE:
+    if len(block.text) <= MAX_CHARS:
         yield block
         return
-    texts = _cut_table(block.text) if block.is_table else _cut_text(block.text, MAX_SIZE)
+    texts = _cut_table(block.text) if block.is_table else _cut_text(block.text, MAX_CHARS)
     for index, text in enumerate(texts):
         # Pieces of one block are never packed together again: they would hold the overlap twice.
         yield _Block(text, block.headings, block.page, block.is_table, is_apart=block.is_apart or index > 0)
@@ -109,61 +100,58 @@ def _cut_table(text: str) -> Iterator[str]:
     """Rows packed under a repeated header row."""
     lines = text.split("\n")
     header, rows = "\n".join(lines[:2]), lines[2:]
-    room = MAX_SIZE - size(header) - NARROW_SIZE
-    if room < MAX_SIZE / 3:
+    room = MAX_CHARS - len(header) - 1
+    if room < MAX_CHARS // 3:
         # A header that fills a passage by itself cannot stand above every row.
-        yield from _cut_text(text, MAX_SIZE)
+        yield from _cut_text(text, MAX_CHARS)
         return
     packed: list[str] = []
-    used = 0.0
+    used = 0
     for row in rows:
-        for piece in [row] if size(row) <= room else _cut_text(row, room, overlap=0.0):
-            needed = size(piece) + NARROW_SIZE
-            if packed and used + needed > room:
+        for piece in [row] if len(row) <= room else _cut_text(row, room, overlap=0):
+            if packed and used + len(piece) + 1 > room:
                 yield "\n".join([header, *packed])
-                packed, used = [], 0.0
+                packed, used = [], 0
             packed.append(piece)
-            used += needed
+            used += len(piece) + 1
     if packed:
         yield "\n".join([header, *packed])
 
 
-def _cut_text(text: str, limit: float, overlap: float = OVERLAP_SIZE) -> Iterator[str]:
+def _cut_text(text: str, limit: int, overlap: int = OVERLAP_CHARS) -> Iterator[str]:
     """Pieces of about equal size, none above `limit`, cut after sentences where there are any."""
     atoms = _atoms(text, limit)
-    left = sum(weight for _, weight in atoms)
-    target = left / max(1, -(-left // limit))
-    piece: list[tuple[str, float]] = []
-    used = 0.0
+    total = sum(map(len, atoms))
+    target = total / max(1, -(-total // limit))
+    piece: list[str] = []
+    used = 0
     for atom in atoms:
-        if piece and (used + atom[1] > limit or used >= target):
-            yield "".join(words for words, _ in piece).strip()
+        if piece and (used + len(atom) > limit or used >= target):
+            yield "".join(piece).strip()
             last = piece[-1]
-            is_repeated = len(piece) > 1 and last[1] <= overlap and last[1] + atom[1] <= limit
-            piece, used = ([last], last[1]) if is_repeated else ([], 0.0)
+            is_repeated = len(piece) > 1 and len(last) <= overlap and len(last) + len(atom) <= limit
+            piece = [last] if is_repeated else []
+            used = sum(map(len, piece))
         piece.append(atom)
-        used += atom[1]
+        used += len(atom)
     if piece:
-        yield "".join(words for words, _ in piece).strip()
+        yield "".join(piece).strip()
 
 
-def _atoms(text: str, limit: float) -> list[tuple[str, float]]:
-    """Sentences with their sizes; one above `limit` in clauses, words, or cut anywhere."""
+def _atoms(text: str, limit: int) -> list[str]:
+    """Sentences; one above `limit` in clauses, words, or cut anywhere."""
     pending = [(text, 0)]
-    atoms: list[tuple[str, float]] = []
+    atoms: list[str] = []
     while pending:
         words, depth = pending.pop()
-        weight = size(words)
-        if depth > 0 and weight <= limit:
+        if depth > 0 and len(words) <= limit:
             if words.strip():
-                atoms.append((words, weight))
+                atoms.append(words)
         elif depth < len(_ENDS):
             pending.extend((part, depth + 1) for part in reversed(_split_after(words, _ENDS[depth])))
         else:
-            step = int(limit)
-            atoms.extend(
-                (part, size(part)) for i in range(0, len(words), step) if (part := words[i : i + step])
-            )
+            slices = (words[i : i + limit] for i in range(0, len(words), limit))
+            atoms.extend(part for part in slices if part.strip())
     return atoms
 
 
