@@ -59,3 +59,10 @@ def test_a_table_of_one_row_is_a_table() -> None:
 
 def test_nothing_gives_nothing() -> None:
     assert render_rows([]) == "" == render_rows([["", " "]])
+
+
+def test_large_file_after_a_small_one_is_read_as_well() -> None:
+    """The csv module's limit for a cell belongs to the process, and the worker reads one file after another."""
+    assert "a" in load_csv(b"a,b\n1,2").text
+    long = "x" * 200_000
+    assert long in load_csv(f"a,b\n{long},2".encode()).text
