@@ -62,7 +62,7 @@ def test_nothing_gives_nothing() -> None:
 
 
 def test_large_file_after_a_small_one_is_read_as_well() -> None:
-    """The csv module's limit for a cell belongs to the process, and the worker reads one file after another."""
+    """The csv module's limit for a cell belongs to the process, and one worker reads many files."""
     assert "a" in load_csv(b"a,b\n1,2").text
     long = "x" * 200_000
     assert long in load_csv(f"a,b\n{long},2".encode()).text
