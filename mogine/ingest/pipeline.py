@@ -1,7 +1,7 @@
 """Documents in: find, skip what has not changed, parse, chunk, embed, and let all of it serve at once."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def ingest(
     parser: Parser | None = None,
     on_embedded: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Progress | Summary]:
+) -> Generator[Progress | Summary, None, None]:
     """Take in all documents below `paths`; the last value is the Summary.
 
     All or nothing: the new generation serves when every file is through, and a run that is stopped leaves

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -248,8 +249,8 @@ async def test_a_newer_database_keeps_the_server_from_starting(store: AnalyticsS
 async def test_an_unusable_row_does_not_take_others_with_it(store: AnalyticsStore) -> None:
     good = row()
     async with Recorder(store) as recorder:
-        recorder.record(replace(good, id="bad", question=object()))
-        recorder.record(replace(good, id="bad2", prompt_tokens="many"))
+        recorder.record(replace(good, id="bad", question=cast(Any, object())))
+        recorder.record(replace(good, id="bad2", prompt_tokens=cast(Any, "many")))
         recorder.record(good)
         assert await recorder.flush()
         assert recorder.stats().dropped == 2

@@ -46,7 +46,7 @@ def test_an_empty_record_has_zeros_and_unknowns_not_errors(store: AnalyticsStore
 
 def test_totals_and_the_period_before(store: AnalyticsStore) -> None:
     names = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cost_cny", "first_token_ms")
-    unknown = dict.fromkeys(names)
+    unknown: dict[str, Any] = dict.fromkeys(names)
     store.insert(
         [
             row(at=NOW, visitor="v1", feedback="up"),

@@ -1,6 +1,6 @@
 """A folder of documents beside an empty knowledge base, and an embedder that counts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ class CountingEmbedder:
         for row, text in zip(rows, texts, strict=True):
             for character in text:
                 row[ord(character) % self.dimensions] += 1
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+        lengths: Vectors = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+        return rows / lengths
 
     def embed_questions(self, texts: Sequence[str]) -> Vectors:
         return self.embed_passages(texts)
@@ -50,7 +51,7 @@ class Base:
         self.docs.mkdir(parents=True)
         self.generations = Generations(home / "data" / "kb")
 
-    def write(self, files: dict[str, str | bytes]) -> None:
+    def write(self, files: Mapping[str, str | bytes]) -> None:
         for name, content in files.items():
             path = self.docs / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mogine.errors import Locked, RequestError, UpstreamUnavailable
-from mogine.ingest.pipeline import MAX_PASSAGES, Progress, Skipped, ingest, load
+from mogine.ingest.find import Skipped
+from mogine.ingest.pipeline import MAX_PASSAGES, Progress, ingest, load
 from mogine.ingest.worker import Parser
 from mogine.kb.embedders import NoEmbedder
 from tests.ingest.conftest import Base, CountingEmbedder

@@ -41,7 +41,8 @@ FIXTURES = Path(__file__).parent.parent / "fixtures" / "protocols"
 
 
 def lengths(rows: Vectors) -> Vectors:
-    return np.linalg.norm(rows, axis=1)
+    norms: Vectors = np.linalg.norm(rows, axis=1)
+    return norms
 
 
 # --- the bundled model ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Search over one generation: by meaning, by words, and by both."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ Build = Callable[..., KnowledgeBase]
 class Placed(CharacterEmbedder):
     """Vectors as a table says; a text that is not in it lies in a direction of its own."""
 
-    def __init__(self, table: dict[str, Sequence[float]]) -> None:
+    def __init__(self, table: Mapping[str, Sequence[float]]) -> None:
         super().__init__("placed", 3)
         self._table = table
 

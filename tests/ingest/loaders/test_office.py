@@ -81,7 +81,7 @@ def test_sheets_are_tables_under_their_names() -> None:
 
 
 def test_numbers_are_shown_as_a_person_sees_them() -> None:
-    rows = [
+    rows: list[list[object]] = [
         ["什么", "值"],
         ["折扣", 0.15],
         ["价", 1999.5],
