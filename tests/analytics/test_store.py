@@ -200,7 +200,7 @@ def test_threads_and_processes_may_write_at_once(store: AnalyticsStore) -> None:
     stores = [store, AnalyticsStore(store.path)]
     threads = [
         threading.Thread(
-            target=lambda s=s, n=n: [s.insert([row(MINUTE * n)], busy_ms=5000) for _ in range(20)]
+            target=lambda s=s, n=n: [s.insert([row(MINUTE * n)], busy_ms=60_000) for _ in range(20)]
         )
         for n, s in enumerate(stores * 2)
     ]
