@@ -152,6 +152,8 @@ class AnalyticsStore:
         if not self.exists():
             return every
         with contextlib.closing(_connect(self.path, read_only=True, busy_ms=busy_ms)) as connection:
+            # One view of the file for all looks at it: somebody may be making the tables just now.
+            connection.execute("BEGIN")
             applied = _applied(connection)
             if applied is None:
                 if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
