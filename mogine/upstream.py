@@ -7,11 +7,8 @@ import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import aiohttp
+from typing import TypeVar
 
 from mogine.errors import (
     AnswerTooLong,
@@ -23,6 +20,8 @@ from mogine.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from mogine.http1 import Exchange, Failure, Fault, Pool, Take, Target, open_pool, target_of
+from mogine.http1 import Limits as Limits
 
 USER_AGENT = "Mogine-AI-Chatbot/1.0"
 MAX_LINE_BYTES = 512 * 1024
@@ -31,20 +30,9 @@ MAX_STREAM_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_WAIT_S = 5.0
 MAX_TOLD_WAIT_S = 120.0
-KEEP_ALIVE_S = 15.0
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long each phase of one call may take, in seconds."""
-
-    connect_s: float = 5.0
-    first_byte_s: float = 30.0
-    idle_s: float = 30.0
-    answer_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,169 +46,57 @@ class Call:
     setting: str
 
 
-# --- the client: aiohttp's, behind `open_client`, `Client.post` and `Answer` alone ------------------
-
-
-class _Lease:
-    """A connection while it serves one call: watches the clock and can drop it at once."""
-
-    __slots__ = ("_call", "_due", "_end", "_late", "_limits", "_loop", "_timer", "_transport", "response")
-
-    def __init__(self, call: Call, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
-        self._call = call
-        self._limits = limits
-        self._loop = loop
-        self._end = loop.time() + limits.answer_s
-        self._due = self._end
-        self._late = ""
-        self._timer: asyncio.TimerHandle | None = None
-        self._transport: asyncio.BaseTransport | None = None
-        self.response: aiohttp.ClientResponse | None = None
-
-    def connected(self, transport: asyncio.BaseTransport | None) -> None:
-        """From here on the first byte is awaited."""
-        self._transport = transport
-        self.wait(self._limits.first_byte_s)
-        self._arm()
-
-    def wait(self, seconds: float) -> None:
-        """Something is expected of the vendor within `seconds`."""
-        self._due = self._loop.time() + seconds
-
-    def rest(self) -> None:
-        """Nothing is expected: the reader is busy, and only the whole answer's limit counts."""
-        self._due = self._end
-
-    def _arm(self) -> None:
-        # One timer that is moved on when it rings is far cheaper than a new one for each block. It rings
-        # at least every `idle_s`: a wait that begins after a long rest would be missed otherwise.
-        at = min(self._due, self._end, self._loop.time() + self._limits.idle_s)
-        self._timer = self._loop.call_at(at, self._ring)
-
-    def _ring(self) -> None:
-        now = self._loop.time()
-        if now < min(self._due, self._end):
-            self._arm()
-            return
-        if now >= self._end:
-            self._late = (
-                f"did not finish its answer within {self._limits.answer_s:g} s (MOGINE_ANSWER_TIMEOUT)"
-            )
-        elif self.response is None or not self.response.content.total_bytes:
-            self._late = f"sent nothing for {self._limits.first_byte_s:g} s (MOGINE_FIRST_BYTE_TIMEOUT)"
-        else:
-            self._late = f"fell silent for {self._limits.idle_s:g} s within its answer (MOGINE_IDLE_TIMEOUT)"
-        self.abort()
-
-    def abort(self) -> None:
-        """Drop the connection without a goodbye: after a polite TLS close the vendor goes on and bills."""
-        if self.response is not None and self.response.connection is None:
-            return  # read to its end and back in the pool, perhaps serving another call by now
-        if isinstance(self._transport, asyncio.WriteTransport):
-            self._transport.abort()
-
-    def close(self, *, complete: bool) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if not complete:
-            self.abort()
-            if self.response is not None:
-                self.response.close()
-
-    @property
-    def timeout(self) -> UpstreamTimeout | None:
-        """The error to raise when the clock, not the vendor, ended the call."""
-        return UpstreamTimeout(f"API proxy error: {self._call.label} {self._late}") if self._late else None
-
-    def failure(self, error: Exception) -> UpstreamError:
-        """A failure before the answer's head, in our words."""
-        if self.timeout is not None:
-            return self.timeout
-        label, setting = self._call.label, self._call.setting
-        logger.info("%s: %s before the answer", label, type(error).__name__)
-        match error:
-            case aiohttp.ConnectionTimeoutError():
-                return UpstreamTimeout(
-                    f"API proxy error: {label} could not be reached within {self._limits.connect_s:g} s"
-                    f" (MOGINE_CONNECT_TIMEOUT); check {setting} and the network"
-                )
-            case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
-                why = "its TLS certificate is not trusted or TLS failed"
-            case aiohttp.ClientConnectorDNSError():
-                why = "its host name was not found"
-            case aiohttp.InvalidURL():
-                why = "its address is not valid"
-            case aiohttp.ClientConnectorError():
-                why = "no connection could be made"
-            case aiohttp.ClientResponseError():
-                return UpstreamBadResponse(
-                    f"API proxy error: {label} did not answer in HTTP; check {setting}"
-                )
-            case _:
-                why = "the connection was lost before it answered"
-        return UpstreamUnreachable(f"API proxy error: {label} could not be reached: {why}; check {setting}")
-
-
-_LEASE: ContextVar[_Lease] = ContextVar("_LEASE")
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Tells the running call's lease which connection it got, so that it can be aborted in every phase."""
-
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - aiohttp's name
-        connection = await super().connect(req, traces, timeout)
-        _LEASE.get().connected(connection.transport)
-        return connection
+# --- the client -------------------------------------------------------------------------------------
 
 
 class Answer:
-    """A vendor's answer whose head has come: `status`, `header` and, block by block, `read`."""
+    """A vendor's answer whose head has come: `status`, `header`, and its body by `read` or `pump`."""
 
-    __slots__ = ("_lease", "_limits", "_response", "complete", "status")
+    __slots__ = ("_call", "_exchange", "_limits", "complete", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, lease: _Lease, limits: Limits) -> None:
-        self._response = response
-        self._lease = lease
+    def __init__(self, exchange: Exchange, call: Call, limits: Limits) -> None:
+        self._exchange = exchange
+        self._call = call
         self._limits = limits
-        self.status = response.status
+        self.status = exchange.status
         self.complete = False
 
     def header(self, name: str) -> str:
         """The header's value; "" when there is none."""
-        return self._response.headers.get(name, "")
+        return self._exchange.header(name)
 
     async def read(self) -> bytes:
         """The next bytes as they came, b"" at the end; raises UpstreamCut or UpstreamTimeout."""
-        content = self._response.content
-        if content.total_bytes:  # until then the limit for the first byte runs on
-            self._lease.wait(self._limits.idle_s)
-        broken = False
-        block = b""
         try:
-            block = await content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            logger.info("%s within an answer", type(error).__name__)
-            broken = True
-        self._lease.rest()
-        # Raised outside of the handler: aiohttp's errors hold the request's headers, thus the key.
-        if not block:
-            if (timeout := self._lease.timeout) is not None:
-                raise timeout
-            if broken:
-                raise UpstreamCut("API proxy error: the upstream connection broke, the answer was cut")
-            self.complete = True
+            block = await self._exchange.read()
+        except Failure as failure:
+            raise _error(failure.fault, self._call, self._limits) from None
+        self.complete = not block
         return block
+
+    async def pump(self, take: Take, patience_s: float = 0.1) -> None:
+        """Hand each block to `take` the moment it arrives, until the end; see `Exchange.pump`.
+
+        Raises UpstreamCut or UpstreamTimeout, or what `take` raises.
+        """
+        try:
+            await self._exchange.pump(take, patience_s)
+        except Failure as failure:
+            raise _error(failure.fault, self._call, self._limits) from None
+        self.complete = True
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """What is left of the body; raises UpstreamBadResponse when it is larger than `limit_bytes`."""
-        body = bytearray()
+        blocks: list[bytes] = []
+        size = 0
         while block := await self.read():
-            body += block
-            if len(body) > limit_bytes:
+            blocks.append(block)
+            size += len(block)
+            if size > limit_bytes:
                 raise UpstreamBadResponse(
                     f"API proxy error: the upstream answer is larger than {limit_bytes} bytes"
                 )
-        return bytes(body)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     async def read_some(self, limit_bytes: int) -> bytes:
         """The body's first bytes, up to `limit_bytes`, whatever ends it: for the code in an error's body."""
@@ -242,38 +118,93 @@ class Answer:
             logger.debug("connection given up after the answer: %s", type(error).__name__)
 
 
+def _error(fault: Fault, call: Call, limits: Limits) -> UpstreamError:
+    """A failure in our words."""
+    label, setting = call.label, call.setting
+    late = {
+        Fault.FIRST_BYTE_TIMEOUT: f"sent nothing for {limits.first_byte_s:g} s (MOGINE_FIRST_BYTE_TIMEOUT)",
+        Fault.IDLE_TIMEOUT: f"fell silent for {limits.idle_s:g} s within its answer (MOGINE_IDLE_TIMEOUT)",
+        Fault.ANSWER_TIMEOUT: (
+            f"did not finish its answer within {limits.answer_s:g} s (MOGINE_ANSWER_TIMEOUT)"
+        ),
+        Fault.CONNECT_TIMEOUT: (
+            f"could not be reached within {limits.connect_s:g} s (MOGINE_CONNECT_TIMEOUT);"
+            f" check {setting} and the network"
+        ),
+    }
+    if fault in late:
+        return UpstreamTimeout(f"API proxy error: {label} {late[fault]}")
+    if fault is Fault.CUT:
+        return UpstreamCut("API proxy error: the upstream connection broke, the answer was cut")
+    if fault is Fault.NOT_HTTP:
+        return UpstreamBadResponse(f"API proxy error: {label} did not answer in HTTP; check {setting}")
+    return UpstreamUnreachable(
+        f"API proxy error: {label} could not be reached: {fault.value}; check {setting}"
+    )
+
+
+class Posting:
+    """A call on its way: entering gives its answer, leaving before the body has ended aborts it."""
+
+    __slots__ = ("_call", "_exchange", "_limits", "_pool")
+
+    def __init__(self, pool: Pool, call: Call, limits: Limits) -> None:
+        self._pool = pool
+        self._call = call
+        self._limits = limits
+        self._exchange: Exchange | None = None
+
+    async def __aenter__(self) -> Answer:
+        call = self._call
+        try:
+            target = target_of(call.url)
+            request = _request_bytes(target, call)
+            exchange = self._exchange = await self._pool.send(target, request, self._limits)
+        except Failure as failure:
+            logger.info("%s: %s", call.label, failure.fault.value)
+            raise _error(failure.fault, call, self._limits) from None
+        if exchange.header("Content-Encoding").lower() not in ("", "identity"):
+            exchange.close()
+            raise UpstreamBadResponse(
+                f"API proxy error: {call.label} sent a compressed answer though none was asked for",
+                upstream_status=exchange.status,
+            )
+        return Answer(exchange, call, self._limits)
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+
+
+def _request_bytes(target: Target, call: Call) -> bytes:
+    """The request with the headers that we make, and no other."""
+    lines = [f"{name}: {value}" for name, value in call.headers.items()]
+    if "Accept" not in call.headers:
+        lines.append("Accept: */*")
+    text = "\r\n".join(lines)
+    try:
+        given = text.encode("latin-1")
+    except UnicodeEncodeError:
+        given = b""
+    if not given or text.count("\n") >= len(lines) or text.count("\r") >= len(lines) or "\0" in text:
+        raise Failure(Fault.ADDRESS)
+    head = (
+        b"POST %b HTTP/1.1\r\nHost: %b\r\nUser-Agent: %b\r\nAccept-Encoding: identity\r\n"
+        b"%b\r\nContent-Length: %d\r\n\r\n"
+    )
+    return head % (target.path, target.host_header, USER_AGENT.encode(), given, len(call.body)) + call.body
+
+
 class Client:
     """One pool of connections to vendors."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: Limits) -> None:
-        self._session = session
+    def __init__(self, pool: Pool, limits: Limits) -> None:
+        self._pool = pool
         self._limits = limits
 
-    @asynccontextmanager
-    async def post(self, call: Call) -> AsyncIterator[Answer]:
-        """The answer to `call`; leaving before its body has ended aborts the connection."""
-        lease = _Lease(call, self._limits, asyncio.get_running_loop())
-        _LEASE.set(lease)
-        answer: Answer | None = None
-        failure: UpstreamError | None = None
-        try:
-            try:
-                lease.response = await self._session.post(
-                    call.url, headers=call.headers, data=call.body, allow_redirects=False
-                )
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                failure = lease.failure(error)
-            if failure is not None or lease.response is None:
-                raise failure or UpstreamUnreachable(f"API proxy error: {call.label} did not answer")
-            if lease.response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-                raise UpstreamBadResponse(
-                    f"API proxy error: {call.label} sent a compressed answer though none was asked for",
-                    upstream_status=lease.response.status,
-                )
-            answer = Answer(lease.response, lease, self._limits)
-            yield answer
-        finally:
-            lease.close(complete=answer is not None and answer.complete)
+    def post(self, call: Call) -> Posting:
+        """The answer to `call`, by `async with`; leaving before its body has ended aborts the connection."""
+        return Posting(self._pool, call, self._limits)
 
 
 @asynccontextmanager
@@ -281,21 +212,8 @@ async def open_client(limits: Limits, *, tls: ssl.SSLContext | None = None) -> A
     """A client for as long as the context lasts. `tls` may trust more authorities, never fewer checks."""
     if tls is not None and (tls.verify_mode is not ssl.CERT_REQUIRED or not tls.check_hostname):
         raise SettingsError("TLS to a vendor is always verified; give the client a context that does")
-    connector = _Connector(
-        limit=0,  # open streams are limited at the front door; a queue here would look like a slow vendor
-        keepalive_timeout=KEEP_ALIVE_S,
-        ttl_dns_cache=60,
-        ssl=tls or True,
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=False,
-        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_s),
-    ) as session:
-        yield Client(session, limits)
+    async with open_pool(tls) as pool:
+        yield Client(pool, limits)
 
 
 # --- server-sent events -----------------------------------------------------------------------------
