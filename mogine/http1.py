@@ -24,7 +24,9 @@ SWITCHING_PROTOCOLS = 101
 
 logger = logging.getLogger(__name__)
 
-Take = Callable[[bytes], "Awaitable[None] | bool | None"]
+# Takes a block. True: that was all that matters. An awaitable: wait for it before the next block; its
+# result means the same.
+Take = Callable[[bytes], "Awaitable[bool | None] | bool | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Exchange:
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._take: Take | None = None
-        self._wish: Awaitable[None] | None = None
+        self._wish: Awaitable[bool | None] | None = None
         self._held = False
         self._enough = False
 
@@ -155,6 +157,16 @@ class Exchange:
             await self._wait()
         return self._kept_bytes()
 
+    async def peek(self) -> bytes:
+        """The first bytes of the body, which stay to be read; b"" when there are none. Raises Failure."""
+        while not self._blocks:
+            if self._failure is not None:
+                raise self._failure
+            if self.complete:
+                return b""
+            await self._wait()
+        return self._blocks[0]
+
     async def pump(self, take: Take, patience_s: float) -> None:
         """Hand the body's bytes to `take` the moment they arrive, until the end.
 
@@ -169,7 +181,7 @@ class Exchange:
             if self._wish is not None:
                 wish, self._wish = self._wish, None
                 self._take = None  # what comes meanwhile is kept
-                await wish
+                self._enough = await wish is True or self._enough
                 self._take = take
                 self._push_kept()
                 continue

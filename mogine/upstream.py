@@ -74,6 +74,13 @@ class Answer:
         self.complete = not block
         return block
 
+    async def peek(self) -> bytes:
+        """The first bytes, which stay to be read; raises as `read` does."""
+        try:
+            return await self._exchange.peek()
+        except Failure as failure:
+            raise _error(failure.fault, self._call, self._limits) from None
+
     async def pump(self, take: Take, patience_s: float = 0.1) -> None:
         """Hand each block to `take` the moment it arrives, until the end; see `Exchange.pump`.
 
@@ -263,10 +270,21 @@ class FrameDecoder:
 
     def feed(self, block: bytes) -> list[Frame]:
         """The frames that `block` completes; raises UpstreamError when a part or all grows too large."""
-        self._received += len(block)
+        size = len(block)
+        self._received += size
         if self._received > MAX_STREAM_BYTES:
             raise AnswerTooLong("API proxy error: the upstream stream does not end")
         buffer = self._buffer
+        if (
+            not buffer
+            and not self._first
+            and size <= MAX_LINE_BYTES
+            and block.startswith(b"data: ")
+            and block.find(b"\n") == size - 2
+            and block.endswith(b"\n")
+            and block[-3] != 0x0D
+        ):
+            return [Frame(block, block[6:-2], "", None, False)]  # as nearly every block is
         buffer += block
         if self._first:
             if b"\xef\xbb\xbf".startswith(buffer[:3]) and len(buffer) < 3:
@@ -370,6 +388,29 @@ class Retries:
         elif isinstance(error, UpstreamBusy):
             asked = 5.0 if error.retry_after_s is None else error.retry_after_s
             error.retry_after_s = min(max(asked, 1.0), MAX_TOLD_WAIT_S)
+
+    async def call(self, attempt: Callable[[], Awaitable[T]], begun: Callable[[], bool]) -> T:
+        """The result of `attempt()`, which is made again while it fails before `begun()` is true."""
+        self.in_flight += 1
+        tries = 0
+        again = False
+        try:
+            while True:
+                tries += 1
+                try:
+                    return await attempt()
+                except UpstreamError as error:
+                    wait = None if begun() else self.wait_s(error, tries)
+                    if wait is None:
+                        self._settle(error)
+                        raise
+                if not again:
+                    again = True
+                    self.retrying += 1
+                await self.sleep(wait)
+        finally:
+            self.in_flight -= 1
+            self.retrying -= again
 
     async def run(self, attempt: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
         """The items of `attempt()`, which is made again while it fails before its first item."""

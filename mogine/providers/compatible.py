@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import orjson
+
 from mogine.chat import (
     ChatEvent,
     ChatMessage,
@@ -74,7 +76,10 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 
 def encode(value: Any) -> bytes:
     """Compact JSON in UTF-8; a lone surrogate, which has no UTF-8, becomes a question mark."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 # --- what comes in ----------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
+
+import orjson
 
 from mogine.chat import ChatRequest, Chunk, Delta, ImagePart, Reasoning
 from mogine.errors import (
@@ -31,6 +33,8 @@ from mogine.upstream import (
     Retries,
     retry_after_s,
 )
+
+TakeChunks = Callable[[Sequence[Chunk]], Awaitable[None] | None]
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_TEXT_BYTES = 64 * 1024
@@ -180,28 +184,62 @@ class VendorProvider:
         """The vendor's answer; see `mogine.chat.Provider`."""
         return self._retries.run(lambda: self._attempt(request))
 
+    async def whole(self, request: ChatRequest) -> Chunk:
+        """The vendor's answer to a request that asks for no stream: what `stream` would yield."""
+        return await self._retries.call(lambda: self._attempt_whole(request), lambda: False)
+
+    async def push(self, request: ChatRequest, take: TakeChunks) -> None:
+        """The vendor's streamed answer, handed to `take` the moment it arrives; ends and fails as `stream`.
+
+        The vendor is held back while an awaitable that `take` returned is not done.
+        """
+        hand = _Hand(take)
+        await self._retries.call(lambda: self._attempt_push(request, hand), lambda: hand.begun)
+
     def _next_key(self) -> str:
         if not self._keys:
             return ""
         self._turn = (self._turn + 1) % len(self._keys)
         return self._keys[self._turn - 1]
 
-    async def _attempt(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        model = request.model or self._default_model
-        url, body = self._dialect.call(request, model)
+    def _call(self, request: ChatRequest) -> Call:
+        url, body = self._dialect.call(request, self._model(request))
         headers = self._dialect.headers(request, self._next_key())
-        call = Call(url, headers, body, self._vendor.label, self._vendor.url_setting)
-        budget = _Budget()
-        async with self._client.post(call) as answer:
+        return Call(url, headers, body, self._vendor.label, self._vendor.url_setting)
+
+    def _model(self, request: ChatRequest) -> str:
+        return request.model or self._default_model
+
+    async def _attempt_whole(self, request: ChatRequest) -> Chunk:
+        async with self._client.post(self._call(request)) as answer:
             try:
-                if answer.status != 200:
-                    raise Refused(await self._refusal_of(answer))
-                if _media_type(answer) == "text/html":
-                    raise UpstreamBadResponse(
-                        f"API proxy error: {self._vendor.label} answered with a web page; check"
-                        f" {self._vendor.url_setting}",
-                        upstream_status=200,
-                    )
+                await self._expect_answer(answer)
+                body = await answer.read_all(MAX_BODY_BYTES)
+                chunk = self._dialect.parser(request).whole(body, as_stream=False)
+                _Budget().spend(chunk)
+                return chunk
+            except Refused as refused:
+                raise self._error(refused.refusal, answer, request) from None
+
+    async def _attempt_push(self, request: ChatRequest, hand: "_Hand") -> None:
+        async with self._client.post(self._call(request)) as answer:
+            try:
+                await self._expect_answer(answer)
+                parser = self._dialect.parser(request)
+                if _looks_like_json(await answer.peek()):
+                    chunk = parser.whole(await answer.read_all(MAX_BODY_BYTES), as_stream=True)
+                    _Budget().spend(chunk)
+                    await hand.over(chunk)
+                else:
+                    await _pushed(answer, parser, hand)
+            except Refused as refused:
+                raise self._error(refused.refusal, answer, request) from None
+
+    async def _attempt(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        budget = _Budget()
+        async with self._client.post(self._call(request)) as answer:
+            try:
+                await self._expect_answer(answer)
                 parser = self._dialect.parser(request)
                 block = await answer.read()
                 if not request.stream or _looks_like_json(block):
@@ -213,17 +251,23 @@ class VendorProvider:
                         budget.spend(chunk)
                         yield chunk
             except Refused as refused:
-                error = self._error(refused.refusal, answer.header("Retry-After"), model)
-                raise error from None  # its cause would hold the vendor's own words
+                raise self._error(refused.refusal, answer, request) from None
 
-    async def _refusal_of(self, answer: Answer) -> Refusal:
-        body = await answer.read_some(MAX_ERROR_BYTES)
-        return parse_refusal(body, answer.status)
+    async def _expect_answer(self, answer: Answer) -> None:
+        if answer.status != 200:
+            raise Refused(parse_refusal(await answer.read_some(MAX_ERROR_BYTES), answer.status))
+        if _media_type(answer) == "text/html":
+            raise UpstreamBadResponse(
+                f"API proxy error: {self._vendor.label} answered with a web page; check"
+                f" {self._vendor.url_setting}",
+                upstream_status=200,
+            )
 
-    def _error(self, refusal: Refusal, retry_after: str, model: str) -> MogineError:
+    def _error(self, refusal: Refusal, answer: Answer, request: ChatRequest) -> MogineError:
+        """To be raised `from None`: its cause would hold the vendor's own words."""
         code = safe_code(refusal.code, self._keys)
-        asked = retry_after_s(retry_after, self._now())
-        cls, message = explain(self._vendor, refusal, code or "", model)
+        asked = retry_after_s(answer.header("Retry-After"), self._now())
+        cls, message = explain(self._vendor, refusal, code or "", self._model(request))
         return cls(message, retry_after_s=asked, upstream_status=refusal.status or None, upstream_code=code)
 
 
@@ -255,6 +299,78 @@ async def _framed(answer: Answer, parser: Parser, block: bytes) -> AsyncGenerato
             raise
     if (last := parser.end()) is not None:
         yield last
+
+
+class _Hand:
+    """Hands chunks on, and knows whether any were."""
+
+    __slots__ = ("begun", "take")
+
+    def __init__(self, take: TakeChunks) -> None:
+        self.begun = False
+        self.take = take
+
+    async def over(self, chunk: Chunk) -> None:
+        self.begun = True
+        if (wait := self.take((chunk,))) is not None:
+            await wait
+
+
+class _Push:
+    """Takes a stream's bytes where they arrive, and hands on the chunks that they complete."""
+
+    __slots__ = ("_budget", "_feed", "_hand", "_parser")
+
+    def __init__(self, parser: Parser, hand: _Hand) -> None:
+        self._parser = parser
+        self._hand = hand
+        self._feed = FrameDecoder().feed
+        self._budget = _Budget()
+
+    def __call__(self, block: bytes) -> Awaitable[bool | None] | bool | None:
+        parser = self._parser
+        chunks: list[Chunk] = []
+        error: Exception | None = None
+        try:
+            for frame in self._feed(block):
+                if (chunk := parser.frame(frame)) is not None:
+                    self._budget.spend(chunk)
+                    chunks.append(chunk)
+                if parser.done:
+                    break
+        except (Refused, UpstreamError) as problem:
+            error = problem
+        wait: Awaitable[None] | None = None
+        if chunks:
+            self._hand.begun = True
+            wait = self._hand.take(chunks)
+        if wait is not None:
+            return self._after(wait, error)
+        if error is not None:
+            raise error
+        return parser.done
+
+    async def _after(self, wait: Awaitable[None], error: Exception | None) -> bool:
+        """What came before an error is handed on before it is raised."""
+        await wait
+        if error is not None:
+            raise error
+        return self._parser.done
+
+
+async def _pushed(answer: Answer, parser: Parser, hand: _Hand) -> None:
+    """`_framed`, pushed."""
+    try:
+        await answer.pump(_Push(parser, hand))
+        if not parser.finished:
+            raise UpstreamCut("API proxy error: the upstream stream ended early, the answer was cut")
+    except (Refused, UpstreamError) as error:
+        if not (parser.finished and isinstance(error, UpstreamCut)):
+            if (held := parser.held()) is not None:
+                await hand.over(held)
+            raise
+    if (last := parser.end()) is not None:
+        await hand.over(last)
 
 
 def _looks_like_json(block: bytes) -> bool:
@@ -291,12 +407,20 @@ def _media_type(answer: Answer) -> str:
 def load_object(data: bytes) -> dict[str, Any]:
     """A JSON object out of strict UTF-8; raises UpstreamBadResponse."""
     try:
-        value = json.loads(str(data, "utf-8"))
-    except (ValueError, RecursionError):
-        value = None
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        value = _tolerant(data)
     if not isinstance(value, dict):
         raise UpstreamBadResponse("API proxy error: the upstream sent something that is no JSON object")
     return value
+
+
+def _tolerant(data: bytes) -> Any:
+    """What Python's own parser makes of it: it takes lone surrogates, which vendors have sent."""
+    try:
+        return json.loads(str(data, "utf-8"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def checked_raw(raw: bytes) -> bytes:

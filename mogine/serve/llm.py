@@ -1,17 +1,18 @@
 """`POST /api/llm/{provider}`: one question to one provider, answered in the dialect in which it was asked."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from aiohttp import web
 
 from mogine.answer import cite, find
-from mogine.chat import ChatEvent, ChatMessage, ChatRequest, Citations, Provider, Usage
+from mogine.chat import ChatEvent, ChatMessage, ChatRequest, Chunk, Citations, Provider, Usage
 from mogine.errors import ErrorEnvelope
 from mogine.providers.compatible import OpenAIEncoder
 from mogine.providers.dashscope import DashScopeEncoder
+from mogine.providers.vendor import VendorProvider
 from mogine.serve import sse
 from mogine.serve.app import json_response, read_json
 from mogine.serve.desk import DESK, Desk, told
@@ -32,9 +33,14 @@ async def llm(request: web.Request) -> web.StreamResponse:
         asked = replace(asked, request=await _settled(desk, asked.request, bucket, provider))
         seen.request, seen.model = asked.request, asked.request.model
         if asked.request.stream:
+            source: sse.Source | AsyncGenerator[bytes, None]
+            if isinstance(provider, VendorProvider):
+                source = _Relay(provider, asked, seen).run
+            else:
+                source = _frames(provider, asked, seen)
             response = await sse.respond(
                 request,
-                _frames(provider, asked, seen),
+                source,
                 within=desk.within(place),
                 last_words=lambda error: _error_frame(asked.dialect, told(request, error, seen)),
                 ping_s=limits.ping_s,
@@ -83,15 +89,54 @@ async def _frames(provider: Provider, asked: Asked, seen: Observation) -> AsyncG
         yield last
 
 
+class _Relay:
+    """`_frames` for a provider that pushes: chunks are looked at and handed on where they arrive."""
+
+    __slots__ = ("_asked", "_encoder", "_hide_usage", "_provider", "_push", "_seen")
+
+    def __init__(self, provider: VendorProvider, asked: Asked, seen: Observation) -> None:
+        self._provider = provider
+        self._asked = asked
+        self._seen = seen
+        self._encoder = None if provider.dialect == asked.dialect else _encoder(asked, seen)
+        self._hide_usage = asked.dialect == "openai" and not asked.include_usage
+        self._push: sse.Push | None = None
+
+    async def run(self, push: sse.Push) -> None:
+        self._push = push
+        await self._provider.push(self._asked.request, self._take)
+        if self._encoder is not None and (last := self._encoder.end()) and (wait := push(last)) is not None:
+            await wait
+
+    def _take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
+        frames: list[bytes] = []
+        see = self._seen.see
+        for chunk in chunks:
+            events = chunk.events
+            for event in events:
+                see(event)
+            if self._encoder is not None:
+                frames += map(self._encoder.chunk, events)
+            elif not (self._hide_usage and _only_usage(events)):
+                frames.append(chunk.raw)
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        return self._push(data) if data and self._push is not None else None
+
+
 async def _whole(provider: Provider, asked: Asked, seen: Observation) -> web.Response:
     events: list[ChatEvent] = []
     if asked.request.citations:
         events.append(Citations(asked.request.citations))
     raw = b""
-    async with aclosing(provider.stream(asked.request)) as chunks:
-        async for chunk in chunks:
-            raw += chunk.raw
-            events += chunk.events
+    if isinstance(provider, VendorProvider):
+        answer = await provider.whole(asked.request)
+        raw = answer.raw
+        events += answer.events
+    else:
+        async with aclosing(provider.stream(asked.request)) as chunks:
+            async for chunk in chunks:
+                raw += chunk.raw
+                events += chunk.events
     for event in events:
         seen.see(event)
     if provider.dialect == asked.dialect:

@@ -2,20 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 HEADERS = {
     hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
     hdrs.CACHE_CONTROL: "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
+Push = Callable[[bytes], Awaitable[None] | None]
+Source = Callable[[Push], Awaitable[None]]
+
 PING = b": ping\n\n"
 LAST_WORDS_S = 2.0
+HIGH_WATER_BYTES = 64 * 1024
 
 
 def event(name: str, data: Mapping[str, Any]) -> bytes:
@@ -31,8 +35,8 @@ class EventStream:
     """
 
     __slots__ = (
-        *("_begun", "_last", "_loop", "_opening", "_ping", "_ping_s", "_progress_at", "_request"),
-        *("_stall_s", "_timer", "_waiting", "_writing", "response"),
+        *("_begun", "_chunked", "_last", "_loop", "_opening", "_pending", "_ping", "_ping_s", "_progress_at"),
+        *("_request", "_stall_s", "_timer", "_transport", "_waiting", "_writing", "response"),
     )
 
     def __init__(self, request: web.Request, *, ping_s: float, stall_s: float) -> None:
@@ -42,6 +46,11 @@ class EventStream:
         self._opening = asyncio.Lock()
         self._begun = False
         self._writing = False
+        self._chunked = (
+            request.version >= HttpVersion11
+        )  # for an older visitor the body ends with the connection
+        self._transport: asyncio.Transport | None = None  # once frames may be pushed
+        self._pending: list[bytes] = []
         self._ping: asyncio.Task[None] | None = None
         self._ping_s = ping_s
         self._stall_s = stall_s
@@ -64,6 +73,37 @@ class EventStream:
         finally:
             self._writing = False
         self._last = self._loop.time()
+
+    def push(self, frames: bytes) -> Awaitable[None] | None:
+        """Whole frames, written at once. Nothing more may be pushed while a returned awaitable is not done:
+        it sends the head with the first of them, and later waits for a slow reader.
+
+        Raises ConnectionResetError when the visitor has left.
+        """
+        transport = self._transport
+        if transport is None:
+            self._pending.append(frames)
+            return self._open()
+        if transport.is_closing():
+            raise ConnectionResetError("the visitor has left")
+        transport.write(b"%x\r\n%b\r\n" % (len(frames), frames) if self._chunked else frames)
+        self._last = self._loop.time()
+        return self._drain() if transport.get_write_buffer_size() > HIGH_WATER_BYTES else None
+
+    async def _open(self) -> None:
+        pending, self._pending = b"".join(self._pending), []
+        await self.write(pending)
+        # From here on frames go past aiohttp's writer, in the framing that it has announced.
+        self._transport = self._request.transport
+        if self._transport is None:
+            raise ConnectionResetError("the visitor has left")
+
+    async def _drain(self) -> None:
+        self._writing = True
+        try:
+            await self._request.writer.drain()
+        finally:
+            self._writing = False
 
     async def end(self, last_words: bytes = b"") -> None:
         """Finish the body, after `last_words` if there are any."""
@@ -125,7 +165,7 @@ class EventStream:
 
 async def respond(
     request: web.Request,
-    frames: AsyncGenerator[bytes, None],
+    frames: AsyncGenerator[bytes, None] | Source,
     *,
     within: AbstractAsyncContextManager[object],
     last_words: Callable[[Exception], bytes],
@@ -134,15 +174,21 @@ async def respond(
 ) -> web.StreamResponse:
     """Send `frames` as they come. An error before the first is raised, a later one becomes `last_words`.
 
+    `frames` is read, or it pushes: a function that is called with `EventStream.push`.
+
     `within` surrounds the reading of frames and may end it with an error of its own (a time limit).
     When the visitor leaves, the handler is cancelled and so closes `frames` at once.
     """
     stream = EventStream(request, ping_s=ping_s, stall_s=stall_s)
     try:
         try:
-            async with within, aclosing(frames):
-                async for frame in frames:
-                    await stream.write(frame)
+            async with within:
+                if isinstance(frames, AsyncGenerator):
+                    async with aclosing(frames):
+                        async for frame in frames:
+                            await stream.write(frame)
+                else:
+                    await frames(stream.push)
         except ConnectionError:
             raise
         except Exception as error:
