@@ -45,8 +45,8 @@ def mask(text: str) -> str:
     """`text` with every mobile number, ID card, bank card and e-mail address replaced by its kind."""
     if not text:
         return text
-    narrow = text.translate(_NARROW)
-    found = [(m.start(), m.end(), EMAIL) for m in _EMAIL.finditer(narrow)]
+    narrow = text if text.isascii() else text.translate(_NARROW)
+    found = [(m.start(), m.end(), EMAIL) for m in _EMAIL.finditer(narrow)] if "@" in narrow else []
     for run in _RUN.finditer(narrow):
         if run.end() - run.start() >= _LENGTHS.start:
             found.extend(_numbers(narrow, run))
@@ -107,6 +107,8 @@ def _luhn(number: str) -> bool:
 
 def bare_url(url: str) -> str:
     """A page's address without user, query and fragment: those carry tokens and names of persons."""
+    if not url:
+        return ""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -127,13 +129,17 @@ class TextPolicy:
 
     def apply(self, record: QueryRecord) -> QueryRecord:
         """`record` as it may be written."""
-        return replace(
-            record,
-            question=self._question(record.question),
-            answer=mask(record.answer) if self.answers else "",
-            page_url=bare_url(record.page_url),
-            session=mask(record.session),
-        )
+        question = self._question(record.question)
+        answer = mask(record.answer) if self.answers else ""
+        page_url, session = bare_url(record.page_url), mask(record.session)
+        if (question, answer, page_url, session) == (
+            record.question,
+            record.answer,
+            record.page_url,
+            record.session,
+        ):
+            return record  # as nearly always; a copy costs more than the look
+        return replace(record, question=question, answer=answer, page_url=page_url, session=session)
 
     def _question(self, text: str) -> str:
         match self.questions:

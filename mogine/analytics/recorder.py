@@ -77,6 +77,8 @@ class Recorder:
         self._wake = threading.Condition()
         self._queue: deque[QueryRecord] = deque()
         self._in_hand = 0
+        self._idle = False  # the writer waits for a first row
+        self._hurry = False  # somebody waits for the writer
         self._closing_at: float | None = None
         self._taken = self._settled = 0
         self._stored = self._spooled = self._dropped = 0
@@ -122,7 +124,10 @@ class Recorder:
             if len(self._queue) + self._in_hand > self._capacity:
                 self._queue.popleft()
                 self._drop(1, "no room left in memory")
-            self._wake.notify_all()
+            # Waking a thread costs more than all the rest here: a writer that waits for company is let be.
+            if self._idle or len(self._queue) == GROUP_ROWS:
+                self._idle = False
+                self._wake.notify_all()
 
     async def flush(self, timeout_s: float = 5.0) -> bool:
         """True when every row taken so far is in the database, in the spool or counted as dropped."""
@@ -143,6 +148,8 @@ class Recorder:
     def _wait_settled(self, timeout_s: float) -> bool:
         with self._wake:
             goal = self._taken
+            self._hurry = True
+            self._wake.notify_all()
             return self._wake.wait_for(lambda: self._settled >= goal, timeout_s)
 
     def _drop(self, rows: int, reason: str) -> None:
@@ -184,11 +191,15 @@ class Recorder:
                 return [], self._closing_at
             if not self._queue and self._closing_at is None and self._taking_up is None:
                 due = self._retry_at if self._problem else self._take_up_at
+                self._idle = True
                 self._wake.wait(max(0.01, due - time.monotonic()))
+                self._idle = False
             if self._queue and self._closing_at is None:
                 self._wake.wait_for(
-                    lambda: len(self._queue) >= GROUP_ROWS or self._closing_at is not None, self._linger_s
+                    lambda: len(self._queue) >= GROUP_ROWS or self._hurry or self._closing_at is not None,
+                    self._linger_s,
                 )
+            self._hurry = False
             group = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_ROWS))]
             self._in_hand = len(group)
             return group, self._closing_at

@@ -37,6 +37,17 @@ _INSERT_ROW = (
     f"INSERT INTO queries (seq, id, {', '.join(_NUMBERS)}) "  # noqa: S608 - our own column names
     f"VALUES ({', '.join('?' * (len(_NUMBERS) + 2))}) ON CONFLICT (id) DO NOTHING"
 )
+BULK_SIZES = (64, 16, 4, 1)
+_ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
+_INSERT_ROWS = {
+    size: f"INSERT INTO queries (seq, id, {', '.join(_NUMBERS)}) "  # noqa: S608 - our own column names
+    f"VALUES {', '.join([_ROW] * size)} ON CONFLICT (id) DO NOTHING"
+    for size in BULK_SIZES
+}
+_INSERT_MANY_TEXTS = {
+    size: "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES " + ", ".join(["(?, ?, ?)"] * size)
+    for size in BULK_SIZES
+}
 _INSERT_TEXTS = "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES (?, ?, ?)"
 _INSERT_CITATION = "INSERT OR REPLACE INTO citations VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT_CITATIONS = (
@@ -267,7 +278,7 @@ class AnalyticsStore:
         rows = [as_row(record) for record in records]
         while True:
             with self._transaction(busy_ms) as writer:
-                new = sum(_insert(writer, *row) for row in rows)
+                new = _insert_all(writer, rows)
             # A file that was moved aside while we wrote took these rows with it.
             if self._inode == self._current_inode():
                 return new
@@ -561,6 +572,50 @@ def _applied(connection: sqlite3.Connection) -> list[str] | None:
     return [row[0] for row in rows]
 
 
+Bound = tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]
+
+
+def _insert_all(writer: sqlite3.Connection, rows: list[Bound]) -> int:
+    """How many of `rows` are new, and now there.
+
+    Each statement hands the interpreter to the threads that give answers and must win it back, so a
+    group goes in by a few long statements; one by one only when some row is known or two keys meet.
+    """
+    if len(rows) == 1:
+        return _insert(writer, *rows[0])
+    writer.execute("SAVEPOINT bulk")
+    try:
+        new = sum(_insert_many(writer, part) for part in _parts(rows))
+    except sqlite3.IntegrityError:
+        new = -1
+    if new != len(rows):
+        writer.execute("ROLLBACK TO bulk")
+        new = sum(_insert(writer, *row) for row in rows)
+    writer.execute("RELEASE bulk")
+    return new
+
+
+def _parts(rows: list[Bound]) -> Iterator[list[Bound]]:
+    """`rows` in parts of a few sizes only, whose statements are prepared once."""
+    place = 0
+    for size in BULK_SIZES:
+        while len(rows) - place >= size:
+            yield rows[place : place + size]
+            place += size
+
+
+def _insert_many(writer: sqlite3.Connection, rows: list[Bound]) -> int:
+    values = [value for row, _, _ in rows for value in row]
+    new = writer.execute(_INSERT_ROWS[len(rows)], values).rowcount
+    if new == len(rows):
+        texts = [value for row, text, _ in rows for value in (row[0], *text)]
+        writer.execute(_INSERT_MANY_TEXTS[len(rows)], texts)
+        citations = [(row[0], *citation) for row, _, cited in rows for citation in cited]
+        if citations:
+            writer.executemany(_INSERT_CITATION, citations)
+    return new
+
+
 def _insert(
     writer: sqlite3.Connection, row: list[Any], texts: tuple[str, str], citations: list[tuple[Any, ...]]
 ) -> int:
@@ -668,6 +723,8 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
 
 def _text(value: str, limit: int = MAX_TEXT_CHARS) -> str:
     """Text that any program can read back: no lone surrogates, no NUL, not without end."""
+    if len(value) <= limit and value.isascii() and "\0" not in value:
+        return value
     return value[:limit].encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
 
 

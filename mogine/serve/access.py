@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,6 +21,7 @@ from mogine.settings import Network, Settings
 ADMIN_TOKEN_FILE = "admin_token"  # noqa: S105 - a file's name
 FAILURES_PER_MINUTE = 10
 MAX_TRACKED_ADDRESSES = 10_000
+MAX_KNOWN_HOSTS = 100
 
 
 class Access(Enum):
@@ -84,14 +86,19 @@ class Gate:
         self._origins = frozenset(settings.access.allowed_origins)
         self._hosts = _allowed_hosts(settings)
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
+        self._known_hosts: set[str] = set()
 
     def check_host(self, request: web.Request) -> None:
         """Refuses names that are not ours: a web page may point its own name at this machine."""
         hosts = request.headers.getall(hdrs.HOST, ())
         if len(hosts) != 1:
             raise RequestError("send exactly one Host header", reason="bad_host")
+        if hosts[0] in self._known_hosts:
+            return
         name = host_name(hosts[0])
         if name in self._hosts or "*" in self._hosts or _is_loopback(name):
+            if len(self._known_hosts) < MAX_KNOWN_HOSTS:
+                self._known_hosts.add(hosts[0])
             return
         raise Forbidden(
             "this server does not answer to that host name; its owner can add it to MOGINE_ALLOWED_HOSTS",
@@ -156,7 +163,10 @@ def client_address(request: web.BaseRequest, trusted: Collection[Network]) -> st
     address = str(peer[0]) if isinstance(peer, tuple) else ""
     if not address or not is_trusted(address, trusted):
         return address
-    hops = [h.strip() for v in request.headers.getall(hdrs.X_FORWARDED_FOR, ()) for h in v.split(",")]
+    forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, None)
+    if not forwarded:
+        return address
+    hops = [h.strip() for v in forwarded for h in v.split(",")]
     for hop in reversed(hops):
         try:
             ipaddress.ip_address(hop)
@@ -168,6 +178,7 @@ def client_address(request: web.BaseRequest, trusted: Collection[Network]) -> st
     return address
 
 
+@lru_cache(maxsize=4096)
 def visitor_bucket(address: str) -> str:
     """What one visitor is counted under: the IPv4 address, or the IPv6 /64."""
     try:
@@ -183,6 +194,11 @@ def visitor_bucket(address: str) -> str:
 
 def is_trusted(address: str, trusted: Collection[Network]) -> bool:
     """Whether `address` lies in one of the networks."""
+    return _is_trusted(address, tuple(trusted))
+
+
+@lru_cache(maxsize=4096)
+def _is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

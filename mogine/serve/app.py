@@ -100,6 +100,16 @@ async def read_body(request: web.Request, max_bytes: int) -> bytes:
         raise UnsupportedMedia("send the body uncompressed, without Content-Encoding")
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
+    if request.content.is_eof() and request.content.exception() is None:
+        body = request.content.read_nowait()  # as nearly every body, it came together with its head
+    else:
+        body = await _read_on(request, max_bytes)
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
+
+
+async def _read_on(request: web.Request, max_bytes: int) -> bytes:
     blocks: list[bytes] = []
     size = 0
     while True:

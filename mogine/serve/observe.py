@@ -3,8 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -140,26 +139,32 @@ class Observation:
         return round((self.clock() - self._began) * 1000)
 
 
-@contextmanager
-def recorded(recorder: Recorder, seen: Observation) -> Iterator[Observation]:
+class recorded:
     """Record `seen` on every way out of the block; errors pass on."""
-    status: Status = "ok"
-    reason = ""
-    try:
-        yield seen
-        if seen.error is not None:
+
+    __slots__ = ("_recorder", "_seen")
+
+    def __init__(self, recorder: Recorder, seen: Observation) -> None:
+        self._recorder = recorder
+        self._seen = seen
+
+    def __enter__(self) -> Observation:
+        return self._seen
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        seen = self._seen
+        status: Status = "ok"
+        reason = ""
+        if isinstance(error, asyncio.CancelledError | ConnectionError | GeneratorExit):
+            status, reason = "aborted", "client_left"
+        elif isinstance(error, Exception):
+            status, reason = _outcome(seen, error)
+            if isinstance(error, TooOften) and error.repeated:
+                reason = ""
+        elif seen.error is not None:
             status, reason = _outcome(seen, seen.error)
-    except (asyncio.CancelledError, ConnectionError, GeneratorExit):
-        status, reason = "aborted", "client_left"
-        raise
-    except Exception as error:
-        status, reason = _outcome(seen, error)
-        if isinstance(error, TooOften) and error.repeated:
-            reason = ""
-        raise
-    finally:
         if status != "refused" or reason:
-            recorder.record(seen.row(status, reason))
+            self._recorder.record(seen.row(status, reason))
 
 
 def _outcome(seen: Observation, error: Exception) -> tuple[Status, str]:

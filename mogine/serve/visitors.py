@@ -8,11 +8,12 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 SALT_BYTES = 32
+MAX_KNOWN = 10_000
 SALT_NAME = re.compile(r"visitor_salt\.\d{4}-\d{2}-\d{2}")
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,33 @@ class Visitors:
         self._now = now
         self._day = ""
         self._salt = b""
+        self._day_ends_at = self._checked_at = datetime.min.replace(tzinfo=UTC)
+        self._hashes: dict[str, str] = {}
 
     def hash(self, bucket: str) -> str:
         """16 hex digits for the visitor who is counted under `bucket` (an address or its /64)."""
-        day = self._now().astimezone(self._timezone).date().isoformat()
+        now = self._now()
+        if not self._checked_at <= now < self._day_ends_at:
+            self._begin_day(now)
+        known = self._hashes.get(bucket)
+        if known is None:
+            if len(self._hashes) >= MAX_KNOWN:
+                self._hashes.clear()
+            words = bucket.encode("utf-8", "replace")
+            known = hmac.new(self._salt, words, hashlib.sha256).hexdigest()[:16]
+            self._hashes[bucket] = known
+        return known
+
+    def _begin_day(self, now: datetime) -> None:
+        local = now.astimezone(self._timezone)
+        day = local.date().isoformat()
         if day != self._day:
+            self._hashes.clear()
             self._salt, self._day = self._salt_of(day), day
-        return hmac.new(self._salt, bucket.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
+        # A clock that was set is noticed: backwards at once, forwards at the day's end.
+        self._checked_at = now
+        midnight = datetime.combine(local.date() + timedelta(days=1), time(), self._timezone)
+        self._day_ends_at = midnight.astimezone(UTC)
 
     def _salt_of(self, day: str) -> bytes:
         path = self._folder / f"visitor_salt.{day}"
