@@ -45,7 +45,7 @@ _INSERT_ROWS = {
     for size in BULK_SIZES
 }
 _INSERT_MANY_TEXTS = {
-    size: "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES " + ", ".join(["(?, ?, ?)"] * size)
+    size: f"INSERT OR REPLACE INTO texts (seq, question, answer) VALUES {', '.join(['(?, ?, ?)'] * size)}"
     for size in BULK_SIZES
 }
 _INSERT_TEXTS = "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES (?, ?, ?)"

@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
 from mogine.serve.access import Access, Gate, admin_token
 from mogine.serve.keys import SETTINGS, SITE, STATE, Readiness, ServerState
+from mogine.serve.logs import RequestLog
 from mogine.serve.middlewares import frame, prepare_headers
 from mogine.settings import Settings, load_site
 
@@ -50,7 +51,9 @@ def base_app(
     for route in table:
         if levels.setdefault(route.handler, route.access) is not route.access:
             raise SettingsError(f"{route.path}: one handler cannot have two access levels")
-    app = web.Application(middlewares=[frame(name, gate, levels)])
+    lines = RequestLog(name)
+    app = web.Application(middlewares=[frame(lines, gate, levels)])
+    app.on_cleanup.append(_flushing(lines))
     app[SETTINGS] = settings
     app[SITE] = load_site(settings.home / "site.toml")
     app[STATE] = ServerState()
@@ -61,6 +64,13 @@ def base_app(
         else:
             app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+def _flushing(lines: RequestLog) -> Callable[[web.Application], Awaitable[None]]:
+    async def flush(_: web.Application) -> None:
+        lines.flush()
+
+    return flush
 
 
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -1,27 +1,33 @@
 """Lines of the log: one per record, as text or JSON, control characters escaped, known secrets taken out."""
 
+import asyncio
 import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from mogine.settings import Settings, variables
 
 ACCESS_FIELDS = ("server", "method", "path", "status", "duration_ms", "request_id", "reason")
+REQUEST_FORMAT = "%s %s %s %d %.1fms %s%s"
+FLUSH_S = 0.1
 REDACTED = "[redacted]"
 MIN_SECRET_CHARS = 6
+
+# When it ended (seconds since 1970), then ACCESS_FIELDS.
+RequestLine = tuple[float, str, str, str, int, float, str, str]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def configure(settings: Settings, stream: TextIO | None = None, *, verbose: bool = False) -> None:
     """Send the process's log to `stream` (stderr) in the form that MOGINE_LOG_FORMAT asks for."""
-    handler = logging.StreamHandler(stream or sys.stderr)
     secrets = known_secrets(settings)
-    handler.setFormatter(JsonLines(secrets) if settings.log_format == "json" else TextLines(secrets))
+    formatter = JsonLines(secrets) if settings.log_format == "json" else TextLines(secrets)
+    handler = Lines(stream or sys.stderr, formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mogine").setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -43,6 +49,74 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode("ascii"), text)
 
 
+class RequestLog:
+    """The line of each request: noted in a microsecond, and written with its neighbours a moment later.
+
+    Line by line the log would cost more than all checks of a request together. What waits is at most
+    FLUSH_S old; it is lost only with the process.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._logger = logging.getLogger("mogine.access")
+        self._waiting: list[RequestLine] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def note(self, method: str, path: str, status: int, duration_ms: float, id: str, reason: str) -> None:
+        """One request has ended."""
+        self._waiting.append((time.time(), self._server, method, path, status, duration_ms, id, reason))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._waiting = self._waiting, []
+        if not lines or not self._logger.isEnabledFor(logging.INFO):
+            return
+        handlers = logging.getLogger().handlers
+        ours = [h for h in handlers if isinstance(h, Lines)] if not self._logger.handlers else []
+        for handler in ours:
+            handler.write_requests(lines)
+        if len(ours) < len(handlers) + len(self._logger.handlers):
+            for line in lines:
+                self._emit(line, ours)
+
+    def _emit(self, line: RequestLine, done: Sequence[logging.Handler]) -> None:
+        """The line as an ordinary record, for handlers that are not ours."""
+        created, *fields, reason = line
+        args = (*fields, f" {reason}" if reason else "")
+        record = self._logger.makeRecord(
+            self._logger.name, logging.INFO, __file__, 0, REQUEST_FORMAT, args, None
+        )
+        record.created, record.msecs = created, created % 1 * 1000
+        for handler in (*self._logger.handlers, *logging.getLogger().handlers):
+            if handler not in done and record.levelno >= handler.level:
+                handler.handle(record)
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Our own handler, which knows the short way for lines of requests."""
+
+    def __init__(self, stream: TextIO, formatter: "TextLines | JsonLines") -> None:
+        super().__init__(stream)
+        self.setFormatter(formatter)
+        self._lines = formatter.request_lines
+
+    def write_requests(self, lines: Sequence[RequestLine]) -> None:
+        """Write all of `lines` at once."""
+        self.acquire()
+        try:
+            self.stream.write(self._lines(lines))
+            self.flush()
+        except (OSError, ValueError):
+            self.handleError(logging.makeLogRecord({"name": "mogine.access"}))
+        finally:
+            self.release()
+
+
 class TextLines(logging.Formatter):
     """`2026-11-23T08:00:00Z INFO mogine.access: proxy POST /api/chat 200 ...`"""
 
@@ -53,6 +127,22 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(redact(super().format(record), self._secrets))
+
+    def request_lines(self, lines: Sequence[RequestLine]) -> str:
+        """The same text as `format` gives for each."""
+        second, stamp = 0, ""
+        texts: list[str] = []
+        for created, server, method, path, status, duration_ms, id, reason in lines:
+            if int(created) != second:
+                second = int(created)
+                stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
+            shown = path if path.isascii() and path.isprintable() else one_line(path)
+            end = f" {reason}" if reason else ""
+            texts.append(
+                f"{stamp} INFO mogine.access: {server} {method} {shown} {status}"
+                f" {duration_ms:.1f}ms {id}{end}\n"
+            )
+        return redact("".join(texts), self._secrets)
 
 
 class JsonLines(logging.Formatter):
@@ -81,6 +171,23 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return redact(json.dumps(line, ensure_ascii=True, default=str), self._secrets)
+
+    def request_lines(self, lines: Sequence[RequestLine]) -> str:
+        """The same objects as `format` gives for each."""
+        second, stamp = 0, ""
+        texts: list[str] = []
+        for created, *fields in lines:
+            if int(created) != second:
+                second = int(created)
+                stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            line: dict[str, Any] = {
+                "time": f"{stamp}.{int(created % 1 * 1000):03d}Z",
+                "level": "info",
+                "logger": "mogine.access",
+            }
+            line.update(zip(ACCESS_FIELDS, fields, strict=True))
+            texts.append(json.dumps(line, ensure_ascii=True) + "\n")
+        return redact("".join(texts), self._secrets)
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:

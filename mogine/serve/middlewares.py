@@ -22,8 +22,8 @@ from mogine.errors import (
 )
 from mogine.serve.access import Access, Gate
 from mogine.serve.keys import NOTE, REQUEST_ID
+from mogine.serve.logs import RequestLog
 
-access_log = logging.getLogger("mogine.access")
 log = logging.getLogger(__name__)
 
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
@@ -37,7 +37,7 @@ def new_request_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(16).hex()}"
 
 
-def frame(name: str, gate: Gate, levels: Mapping[object, Access]) -> Middleware:
+def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Middleware:
     """The one middleware of a server: id, log, errors, access, in this order.
 
     One function instead of four keeps the cost of a request low; `levels` maps each route's
@@ -70,16 +70,8 @@ def frame(name: str, gate: Gate, levels: Mapping[object, Access]) -> Middleware:
             return response
         finally:
             error_reason = error_reason or request.get(NOTE, "")
-            access_log.info(
-                "%s %s %s %d %.1fms %s%s",
-                name,
-                request.method,
-                request.path,
-                status,
-                (time.perf_counter() - started) * 1000,
-                request_id,
-                f" {error_reason}" if error_reason else "",
-            )
+            duration_ms = (time.perf_counter() - started) * 1000
+            lines.note(request.method, request.path, status, duration_ms, request_id, error_reason)
 
     return middleware
 
