@@ -6,6 +6,7 @@ import hmac
 import os
 import re
 import secrets
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +24,13 @@ _NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20, 0xA0: 0x20}
 _NARROW |= dict.fromkeys([*range(0x2010, 0x2016), 0x2212], ord("-"))
 
 # Groups of digits with one blank or dash between them; a decimal fraction is no number of a person.
-_RUN = re.compile(r"(?<![0-9])(?<![0-9]\.)[0-9]+(?:[ -][0-9]+)*(?:[ -]?[Xx](?![0-9A-Za-z]))?")
+_RUN = re.compile(r"[0-9]+(?:[ -][0-9]+)*(?:[ -]?[Xx](?![0-9A-Za-z]))?")
+_DIGITS = re.compile(r"[0-9]+")
+_ENOUGH = re.compile(r"(?:[0-9][ -]?){10}[0-9]")  # the shortest number of a person; most texts have none
 _GROUP = re.compile(r"[0-9]+[Xx]?|[Xx]")
-_EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}")
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}")
+_LOCAL_PART = frozenset(string.ascii_letters + string.digits + "._%+-")
+_MAX_LOCAL_PART = 64
 _MOBILE = re.compile(r"(?:00)?(?:86)?1[3-9][0-9]{9}")
 _ID_CARD = re.compile(
     r"[1-9][0-9]{5}(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[0-9]{3}[0-9X]"
@@ -46,10 +51,11 @@ def mask(text: str) -> str:
     if not text:
         return text
     narrow = text if text.isascii() else text.translate(_NARROW)
-    found = [(m.start(), m.end(), EMAIL) for m in _EMAIL.finditer(narrow)] if "@" in narrow else []
-    for run in _RUN.finditer(narrow):
-        if run.end() - run.start() >= _LENGTHS.start:
-            found.extend(_numbers(narrow, run))
+    found = [(start, end, EMAIL) for start, end in _addresses(narrow)] if "@" in narrow else []
+    if _ENOUGH.search(narrow):
+        for run in _runs(narrow):
+            if run.end() - run.start() >= _LENGTHS.start:
+                found.extend(_numbers(narrow, run))
     if not found:
         return text
     parts: list[str] = []
@@ -59,6 +65,33 @@ def mask(text: str) -> str:
             parts += text[end:start], kind
             end = stop
     return "".join([*parts, text[end:]])
+
+
+def _addresses(text: str) -> Iterator[tuple[int, int]]:
+    """Where e-mail addresses stand: what may stand before an `@`, and a domain after it."""
+    end = 0
+    at = text.find("@")
+    while at >= 0:
+        start = at
+        while start > max(end, at - _MAX_LOCAL_PART) and text[start - 1] in _LOCAL_PART:
+            start -= 1
+        if start < at and (domain := _DOMAIN.match(text, at + 1)):
+            end = domain.end()
+            yield start, end
+        at = text.find("@", max(at + 1, end))
+
+
+def _runs(text: str) -> Iterator[re.Match[str]]:
+    """Groups of digits; a fraction's are passed over, not what follows them."""
+    place = 0
+    while run := _RUN.search(text, place):
+        start = run.start()
+        if start >= 2 and text[start - 1] == "." and text[start - 2] in string.digits:
+            fraction = _DIGITS.match(text, start)
+            place = fraction.end() if fraction else run.end()
+        else:
+            place = run.end()
+            yield run
 
 
 def _numbers(text: str, run: re.Match[str]) -> Iterator[tuple[int, int, str]]:

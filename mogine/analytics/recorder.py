@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CAPACITY = 10_000
 GROUP_ROWS = 500
 LINGER_S = 0.03
+CROWD_ROWS = 10  # from here on rows wait a little longer for each other: a commit costs as much as ten rows
+CROWD_LINGER_S = 0.1
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 LOOK_AGAIN_S = 30.0
@@ -86,6 +88,7 @@ class Recorder:
         self._problem = ""
         self._last_write_at: datetime | None = None
         # The writer thread's own.
+        self._last_group = 0
         self._retry_s = 0.0
         self._retry_at = 0.0
         self._held: list[QueryRecord] = []
@@ -197,11 +200,11 @@ class Recorder:
             if self._queue and self._closing_at is None:
                 self._wake.wait_for(
                     lambda: len(self._queue) >= GROUP_ROWS or self._hurry or self._closing_at is not None,
-                    self._linger_s,
+                    self._linger_s if self._last_group < CROWD_ROWS else max(self._linger_s, CROWD_LINGER_S),
                 )
             self._hurry = False
             group = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_ROWS))]
-            self._in_hand = len(group)
+            self._in_hand = self._last_group = len(group)
             return group, self._closing_at
 
     def _settle(self, rows: list[QueryRecord]) -> None:

@@ -45,7 +45,8 @@ _INSERT_ROWS = {
     for size in BULK_SIZES
 }
 _INSERT_MANY_TEXTS = {
-    size: f"INSERT OR REPLACE INTO texts (seq, question, answer) VALUES {', '.join(['(?, ?, ?)'] * size)}"
+    size: "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES "  # noqa: S608 - no value of others
+    + ", ".join(["(?, ?, ?)"] * size)
     for size in BULK_SIZES
 }
 _INSERT_TEXTS = "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES (?, ?, ?)"
@@ -729,6 +730,8 @@ def _text(value: str, limit: int = MAX_TEXT_CHARS) -> str:
 
 
 def _word(value: str) -> str:
+    if value.isascii() and len(value) <= MAX_WORD_CHARS and "\0" not in value:
+        return value
     return _text(value, MAX_WORD_CHARS)
 
 

@@ -30,17 +30,18 @@ async def llm(request: web.Request) -> web.StreamResponse:
     bucket = desk.bucket(request)
     seen = desk.observe(request, bucket, "llm", provider.name, asked.request.question)
     with recorded(desk.recorder, seen), desk.limits.open(bucket) as place:
-        asked = replace(asked, request=await _settled(desk, asked.request, bucket, provider))
-        seen.request, seen.model = asked.request, asked.request.model
-        if asked.request.stream:
-            source: sse.Source | AsyncGenerator[bytes, None]
-            if isinstance(provider, VendorProvider):
-                source = _Relay(provider, asked, seen).run
-            else:
-                source = _frames(provider, asked, seen)
+        wanted = _settled(desk, asked.request, bucket, provider)
+        if not provider.dialect:
+            hits = await find(wanted, desk.knowledge, limits.kb_top_k)
+            wanted = replace(wanted, citations=tuple(cite(hits)))
+        if wanted is not asked.request:
+            asked = replace(asked, request=wanted)
+        seen.request, seen.model = wanted, wanted.model
+        if wanted.stream:
+            pushing = _Relay(provider, asked, seen).run if isinstance(provider, VendorProvider) else None
             response = await sse.respond(
                 request,
-                source,
+                pushing or _frames(provider, asked, seen),
                 within=desk.within(place),
                 last_words=lambda error: _error_frame(asked.dialect, told(request, error, seen)),
                 ping_s=limits.ping_s,
@@ -54,13 +55,12 @@ async def llm(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def _settled(desk: Desk, request: ChatRequest, bucket: str, provider: Provider) -> ChatRequest:
-    """The request with what the server adds: its own system prompt, passages for `extract`."""
+def _settled(desk: Desk, request: ChatRequest, bucket: str, provider: Provider) -> ChatRequest:
+    """The request with what the server adds: its own system prompt, which `extract` has no use for."""
     if request.session_id and not desk.vendor_sessions.allows(request.session_id, bucket):
         request = replace(request, session_id=None)
     if not provider.dialect:
-        hits = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
-        return replace(request, citations=tuple(cite(hits)))
+        return request
     system = desk.site.now().assistant.get("llm_system_prompt")
     if isinstance(system, str) and system.strip():
         return replace(request, messages=(ChatMessage("system", system.strip()), *request.messages))

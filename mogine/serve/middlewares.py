@@ -30,11 +30,26 @@ CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 CORS_HEADERS = "Content-Type, Authorization, Last-Event-ID"
 CORS_EXPOSED = "X-Request-Id, Retry-After"
 DEFAULT_RETRY_AFTER_S = 5
+IDS_AT_ONCE = 64
 
 
-def new_request_id() -> str:
-    """44 hex digits: milliseconds since 1970 (sorts by time), then 128 random bits."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(16).hex()}"
+class RequestIds:
+    """44 hex digits each: milliseconds since 1970 (sorts by time), then 128 random bits.
+
+    The bits are drawn for many ids at once: each call of the system hands the interpreter to other threads.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: list[str] = []
+        self._process = os.getpid()
+
+    def new(self) -> str:
+        """The next one."""
+        if not self._drawn or self._process != os.getpid():  # a forked child draws its own
+            self._process = os.getpid()
+            bits = os.urandom(16 * IDS_AT_ONCE).hex()
+            self._drawn = [bits[place : place + 32] for place in range(0, len(bits), 32)]
+        return f"{time.time_ns() // 1_000_000:012x}{self._drawn.pop()}"
 
 
 def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Middleware:
@@ -44,9 +59,11 @@ def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Mid
     handler to who may call it.
     """
 
+    ids = RequestIds()
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[REQUEST_ID] = new_request_id()
+        request_id = request[REQUEST_ID] = ids.new()
         started = time.perf_counter()
         status, error_reason = 499, ""
         try:
@@ -108,9 +125,11 @@ def prepare_headers(gate: Gate) -> Callable[[web.Request, web.StreamResponse], A
     Set in aiohttp's `on_response_prepare`: a middleware is too late for a stream.
     """
 
+    ids = RequestIds()
+
     async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
-        headers["X-Request-Id"] = request.get(REQUEST_ID) or new_request_id()
+        headers["X-Request-Id"] = request.get(REQUEST_ID) or ids.new()
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "same-origin"
         headers[hdrs.SERVER] = "mogine"

@@ -1,6 +1,7 @@
 """`site.toml` as it is now: read again when the file changes, kept as it was while it holds a mistake."""
 
 import logging
+import os
 from pathlib import Path
 
 from mogine.errors import SettingsError
@@ -14,6 +15,7 @@ class SiteFile:
 
     def __init__(self, path: Path, site: Site) -> None:
         self._path = path
+        self._name = str(path)  # once: this is the cheaper half of the look
         self._site = site
         self._mark = self._look()
 
@@ -30,7 +32,7 @@ class SiteFile:
 
     def _look(self) -> tuple[int, int, int]:
         try:
-            found = self._path.stat()
+            found = os.stat(self._name)
         except OSError:
             return (0, 0, 0)
         return (found.st_ino, found.st_mtime_ns, found.st_size)
