@@ -20,8 +20,11 @@ BANK_CARD = "[bank-card]"
 EMAIL = "[email]"
 
 # Full-width forms are typed as often as plain ones; each stands for one character, so places agree.
-_NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20, 0xA0: 0x20}
-_NARROW |= dict.fromkeys([*range(0x2010, 0x2016), 0x2212], ord("-"))
+# Only the signs of which numbers and addresses are made: every Chinese text is full of the others.
+_NARROW = {chr(0xFEE0 + ord(sign)): sign for sign in string.ascii_letters + string.digits + "@.-+%_"}
+_NARROW |= {"\u3000": " ", "\xa0": " "}
+_NARROW |= dict.fromkeys([*map(chr, range(0x2010, 0x2016)), "\u2212"], "-")
+_WIDE = re.compile(f"[{''.join(map(re.escape, _NARROW))}]")
 
 # Groups of digits with one blank or dash between them; a decimal fraction is no number of a person.
 _RUN = re.compile(r"[0-9]+(?:[ -][0-9]+)*(?:[ -]?[Xx](?![0-9A-Za-z]))?")
@@ -50,7 +53,7 @@ def mask(text: str) -> str:
     """`text` with every mobile number, ID card, bank card and e-mail address replaced by its kind."""
     if not text:
         return text
-    narrow = text if text.isascii() else text.translate(_NARROW)
+    narrow = text if text.isascii() else _WIDE.sub(lambda sign: _NARROW[sign[0]], text)
     found = [(start, end, EMAIL) for start, end in _addresses(narrow)] if "@" in narrow else []
     if _ENOUGH.search(narrow):
         for run in _runs(narrow):
