@@ -9,7 +9,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -178,7 +177,6 @@ def client_address(request: web.BaseRequest, trusted: Collection[Network]) -> st
     return address
 
 
-@lru_cache(maxsize=4096)
 def visitor_bucket(address: str) -> str:
     """What one visitor is counted under: the IPv4 address, or the IPv6 /64."""
     try:
@@ -192,13 +190,28 @@ def visitor_bucket(address: str) -> str:
     return str(ip)
 
 
+class Buckets:
+    """What visitors are counted under, worked out once for each way by which requests come."""
+
+    def __init__(self, trusted: Collection[Network]) -> None:
+        self._trusted = trusted
+        self._known: dict[tuple[object, tuple[str, ...]], str] = {}
+
+    def of(self, request: web.BaseRequest) -> str:
+        """The bucket of whoever sent `request`."""
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
+        way = (peer[0] if isinstance(peer, tuple) else None, tuple(forwarded))
+        bucket = self._known.get(way)
+        if bucket is None:
+            if len(self._known) >= MAX_TRACKED_ADDRESSES:
+                self._known.clear()
+            bucket = self._known[way] = visitor_bucket(client_address(request, self._trusted))
+        return bucket
+
+
 def is_trusted(address: str, trusted: Collection[Network]) -> bool:
     """Whether `address` lies in one of the networks."""
-    return _is_trusted(address, tuple(trusted))
-
-
-@lru_cache(maxsize=4096)
-def _is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -14,7 +14,7 @@ from mogine.chat import Provider
 from mogine.errors import ErrorEnvelope, MogineError, NotFound, UpstreamTimeout, UpstreamUnavailable
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import open_providers
-from mogine.serve.access import client_address, visitor_bucket
+from mogine.serve.access import Buckets
 from mogine.serve.keys import NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Limits, Place
 from mogine.serve.observe import Observation
@@ -45,6 +45,7 @@ class Desk:
     visitors: Visitors
     sessions: Sessions
     vendor_sessions: VendorSessions
+    buckets: Buckets
 
     def provider(self, name: str) -> Provider:
         """The provider called `name`; NotFound for an unknown one, UpstreamUnavailable without a key."""
@@ -63,7 +64,7 @@ class Desk:
 
     def bucket(self, request: web.Request) -> str:
         """What the visitor is counted under."""
-        return visitor_bucket(client_address(request, self.settings.access.trusted_proxies))
+        return self.buckets.of(request)
 
     def observe(
         self, request: web.Request, bucket: str, kind: Kind, provider: str, question: str
@@ -108,6 +109,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             Visitors(settings.data_path, ZoneInfo(settings.analytics.timezone)),
             Sessions(),
             VendorSessions(),
+            Buckets(settings.access.trusted_proxies),
         )
         yield
 

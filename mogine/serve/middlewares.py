@@ -41,12 +41,10 @@ class RequestIds:
 
     def __init__(self) -> None:
         self._drawn: list[str] = []
-        self._process = os.getpid()
 
     def new(self) -> str:
         """The next one."""
-        if not self._drawn or self._process != os.getpid():  # a forked child draws its own
-            self._process = os.getpid()
+        if not self._drawn:
             bits = os.urandom(16 * IDS_AT_ONCE).hex()
             self._drawn = [bits[place : place + 32] for place in range(0, len(bits), 32)]
         return f"{time.time_ns() // 1_000_000:012x}{self._drawn.pop()}"
@@ -64,6 +62,7 @@ def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Mid
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = request[REQUEST_ID] = ids.new()
+        request[NOTE] = ""
         started = time.perf_counter()
         status, error_reason = 499, ""
         try:
@@ -86,7 +85,7 @@ def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Mid
                 log.exception("request %s failed", request_id)
             return response
         finally:
-            error_reason = error_reason or request.get(NOTE, "")
+            error_reason = error_reason or request[NOTE]
             duration_ms = (time.perf_counter() - started) * 1000
             lines.note(request.method, request.path, status, duration_ms, request_id, error_reason)
 
