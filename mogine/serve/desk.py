@@ -81,7 +81,7 @@ class Desk:
         seconds = self.settings.proxy.answer_timeout_s
         return place.within(
             seconds,
-            lambda: UpstreamTimeout(
+            UpstreamTimeout(
                 f"API proxy error: the answer took longer than {seconds:g} s (MOGINE_ANSWER_TIMEOUT)"
             ),
         )

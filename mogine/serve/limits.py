@@ -150,7 +150,7 @@ class Place:
     def __exit__(self, *exc: object) -> None:
         self._limits.leave(self)
 
-    def within(self, seconds: float, error: Callable[[], MogineError]) -> "Deadline":
+    def within(self, seconds: float, error: MogineError) -> "Deadline":
         """A context that ends with `error` after `seconds`, or with the error that `stop` gives."""
         self.deadline = Deadline(seconds, error)
         return self.deadline
@@ -169,7 +169,7 @@ class Deadline:
 
     __slots__ = ("_cancelling", "_ended", "_error", "_seconds", "_task", "_timer")
 
-    def __init__(self, seconds: float, error: Callable[[], MogineError]) -> None:
+    def __init__(self, seconds: float, error: MogineError) -> None:
         self._seconds = seconds
         self._error = error
         self._ended = False
@@ -200,12 +200,12 @@ class Deadline:
             and kind is not None
             and issubclass(kind, asyncio.CancelledError)
         ):
-            raise self._error() from None
+            raise self._error from None
 
     def end(self, error: MogineError) -> None:
         """Raise `error` in the block now; too late is no harm."""
         if not self._ended:
-            self._error = lambda: error
+            self._error = error
             self._ring()
 
     def _ring(self) -> None:
