@@ -491,7 +491,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is complete."""
-        if not self._in_head and self._complete < 0:
+        exchange = self._exchange
+        if exchange is not None and exchange.status and self._complete < 0:
             self._complete = len(self._pieces)
             self._keep = self._parser.should_keep_alive()
 
