@@ -227,7 +227,7 @@ def ferrogw(work: Path, upstream: str) -> Gateway:
     env = {
         "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"{upstream}/api/v3", "PORT": str(port),
         "GATEWAY_CONFIG": str(config), "SSL_CERT_FILE": str(work / "cert.pem"), "LOG_LEVEL": "error",
-        "MASTER_KEY": KEY, "HOST": "127.0.0.1",
+        "MASTER_KEY": KEY, "HOST": "127.0.0.1", "RATE_LIMIT_RPS": "1000000", "RATE_LIMIT_BURST": "1000000",
     }
     command = [str(CONTENDERS / "ferrogw/bin/ferrogw"), "serve"]
     headers = (f"Authorization: Bearer {KEY}",)
