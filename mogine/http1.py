@@ -118,7 +118,7 @@ class Exchange:
         self.complete = False  # its last byte has come
         self._loop = loop
         self._connection: Connection | None = connection
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[bytes, bytes] = {}
         self._blocks: list[bytes] = []
         self._kept = 0
         self._failure: Exception | None = None
@@ -130,11 +130,8 @@ class Exchange:
 
     def header(self, name: str) -> str:
         """The header's first value; "" when there is none."""
-        wanted = name.lower().encode("ascii")
-        for key, value in self._headers:
-            if len(key) == len(wanted) and key.lower() == wanted:
-                return value.decode("latin-1").strip()
-        return ""
+        value = self._headers.get(name.lower().encode("ascii"))
+        return "" if value is None else value.decode("latin-1").strip()
 
     async def head(self) -> None:
         """Wait for the answer's head. Raises Failure."""
@@ -156,6 +153,12 @@ class Exchange:
                     self._connection.expect_more()
             await self._wait()
         return self._kept_bytes()
+
+    def rest(self) -> bytes | None:
+        """All of the body that is left to read, when it has come already."""
+        if not self.complete or self._take is not None:
+            return None
+        return self._kept_bytes() if self._blocks else b""
 
     async def peek(self) -> bytes:
         """The first bytes of the body, which stay to be read; b"" when there are none. Raises Failure."""
@@ -206,7 +209,7 @@ class Exchange:
 
     # --- what the connection tells ----------------------------------------------------------------
 
-    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
         """The head has come."""
         self._headers = headers
         self.status = status
@@ -351,7 +354,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
 
     def _reset(self) -> None:
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
         self._quiet_bytes = 0  # received since the last piece of a body
         self._in_head = True
@@ -472,9 +475,10 @@ class Connection(asyncio.Protocol):
         if not self._in_head:
             return
         self._head_bytes += len(name) + len(value)
-        self._headers.append((name, value))
-        if not self._framed and name[:1] in b"CcTt":
-            self._framed = name.lower() in (b"content-length", b"transfer-encoding")
+        name = name.lower()
+        self._headers.setdefault(name, value)
+        if name == b"content-length" or name == b"transfer-encoding":
+            self._framed = True
 
     def on_headers_complete(self) -> None:
         """The head is complete."""
@@ -482,7 +486,7 @@ class Connection(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         if status < 200 and status != SWITCHING_PROTOCOLS:
-            self._headers = []  # only an interim answer
+            self._headers = {}  # only an interim answer
             self._framed = False
             return
         self._in_head = False

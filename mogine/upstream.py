@@ -94,15 +94,21 @@ class Answer:
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """What is left of the body; raises UpstreamBadResponse when it is larger than `limit_bytes`."""
-        blocks: list[bytes] = []
-        size = 0
+        rest = self._exchange.rest()
+        if rest is not None and len(rest) <= limit_bytes:
+            self.complete = True  # as nearly every whole answer, it came with its head
+            return rest
+        blocks: list[bytes] = [] if rest is None else [rest]
+        size = sum(map(len, blocks))
         while block := await self.read():
             blocks.append(block)
             size += len(block)
             if size > limit_bytes:
-                raise UpstreamBadResponse(
-                    f"API proxy error: the upstream answer is larger than {limit_bytes} bytes"
-                )
+                break
+        if size > limit_bytes:
+            raise UpstreamBadResponse(
+                f"API proxy error: the upstream answer is larger than {limit_bytes} bytes"
+            )
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     async def read_some(self, limit_bytes: int) -> bytes:

@@ -158,8 +158,9 @@ class VendorProvider:
         retries: Retries | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._name = name
-        self._default_model = default_model
+        self.name = name
+        self.default_model = default_model
+        self.dialect = dialect.name
         self._vendor = vendor
         self._dialect = dialect
         self._client = client
@@ -167,18 +168,6 @@ class VendorProvider:
         self._turn = 0
         self._retries = retries or Retries(never=NEVER_HEALS)
         self._now = now
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def default_model(self) -> str:
-        return self._default_model
-
-    @property
-    def dialect(self) -> str:
-        return self._dialect.name
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """The vendor's answer; see `mogine.chat.Provider`."""
@@ -208,7 +197,7 @@ class VendorProvider:
         return Call(url, headers, body, self._vendor.label, self._vendor.url_setting)
 
     def _model(self, request: ChatRequest) -> str:
-        return request.model or self._default_model
+        return request.model or self.default_model
 
     async def _attempt_whole(self, request: ChatRequest) -> Chunk:
         async with self._client.post(self._call(request)) as answer:

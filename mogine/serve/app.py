@@ -1,23 +1,27 @@
 """What all servers are made of: routes with declared access, common routes, JSON bodies."""
 
 import asyncio
+import email.utils
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
 from mogine.serve.access import Access, Gate, admin_token
-from mogine.serve.keys import SETTINGS, SITE, STATE, Readiness, ServerState
+from mogine.serve.keys import REQUEST_ID, SETTINGS, SITE, STATE, Readiness, ServerState
 from mogine.serve.logs import RequestLog
-from mogine.serve.middlewares import frame, prepare_headers
+from mogine.serve.middlewares import COMMON_HEADERS, frame, prepare_headers
 from mogine.settings import Settings, load_site
 
 SMALL_BODY_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 32
 BODY_IDLE_S = 15.0
+WRITE_BUFFER_BYTES = 64 * 1024
 
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -81,6 +85,72 @@ def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] |
         content_type="application/json",
         headers={hdrs.CACHE_CONTROL: "no-store", **(headers or {})},
     )
+
+
+class ReadyJson(web.StreamResponse):
+    """A whole JSON answer to the usual question, head and body written in one piece.
+
+    aiohttp's making of headers costs as much as all our checks. Only for HTTP/1.1 on a connection that
+    stays, without an `Origin` (`of` sees to that): any other answer goes the long way.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self._ready_body = body
+        self._begun = False
+
+    @classmethod
+    def of(cls, request: web.Request, body: bytes) -> web.StreamResponse:
+        """`body`, never cached, by the shortest way that `request` allows."""
+        if request.version == HttpVersion11 and request.keep_alive and hdrs.ORIGIN not in request.headers:
+            return cls(body)
+        return web.Response(
+            body=body, content_type="application/json", headers={hdrs.CACHE_CONTROL: "no-store"}
+        )
+
+    @property
+    def prepared(self) -> bool:
+        return self._begun
+
+    @property
+    def keep_alive(self) -> bool:
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the visitor has left")
+        head = READY_HEAD % (
+            request[REQUEST_ID].encode("ascii"),
+            len(self._ready_body),
+            http_date(time.time()),
+        )
+        transport.write(head + self._ready_body)
+        if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
+            await request.writer.drain()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return
+
+
+READY_HEAD = (
+    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+    + "".join(f"{name}: {value}\r\n" for name, value in COMMON_HEADERS.items())
+    + "X-Request-Id: %b\r\nContent-Length: %d\r\nDate: %b\r\n\r\n"
+).encode("ascii")
+
+
+@lru_cache(maxsize=2)
+def _date_of(second: int) -> bytes:
+    return email.utils.formatdate(second, usegmt=True).encode("ascii")
+
+
+def http_date(now: float) -> bytes:
+    """`now` as headers write it."""
+    return _date_of(int(now))
 
 
 async def read_json(request: web.Request, max_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mogine.providers.compatible import OpenAIEncoder
 from mogine.providers.dashscope import DashScopeEncoder
 from mogine.providers.vendor import VendorProvider
 from mogine.serve import sse
-from mogine.serve.app import json_response, read_json
+from mogine.serve.app import ReadyJson, json_response, read_json
 from mogine.serve.desk import DESK, Desk, told
 from mogine.serve.dialects import Asked, Dialect, max_body_bytes, parse
 from mogine.serve.observe import Observation, recorded
@@ -49,7 +49,7 @@ async def llm(request: web.Request) -> web.StreamResponse:
             )
         else:
             async with desk.within(place):
-                response = await _whole(provider, asked, seen)
+                response = await _whole(request, provider, asked, seen)
         if seen.finish is not None and seen.finish.session_id:
             desk.vendor_sessions.note(seen.finish.session_id, bucket)
         return response
@@ -123,7 +123,9 @@ class _Relay:
         return self._push(data) if data and self._push is not None else None
 
 
-async def _whole(provider: Provider, asked: Asked, seen: Observation) -> web.Response:
+async def _whole(
+    request: web.Request, provider: Provider, asked: Asked, seen: Observation
+) -> web.StreamResponse:
     events: list[ChatEvent] = []
     if asked.request.citations:
         events.append(Citations(asked.request.citations))
@@ -140,7 +142,7 @@ async def _whole(provider: Provider, asked: Asked, seen: Observation) -> web.Res
     for event in events:
         seen.see(event)
     if provider.dialect == asked.dialect:
-        return web.Response(body=raw, content_type="application/json", headers={"Cache-Control": "no-store"})
+        return ReadyJson.of(request, raw)
     return json_response(_encoder(asked, seen).whole(events))
 
 

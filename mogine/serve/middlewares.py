@@ -31,6 +31,11 @@ CORS_HEADERS = "Content-Type, Authorization, Last-Event-ID"
 CORS_EXPOSED = "X-Request-Id, Retry-After"
 DEFAULT_RETRY_AFTER_S = 5
 IDS_AT_ONCE = 64
+COMMON_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    hdrs.SERVER: "mogine",
+}
 
 
 class RequestIds:
@@ -129,9 +134,8 @@ def prepare_headers(gate: Gate) -> Callable[[web.Request, web.StreamResponse], A
     async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
         headers["X-Request-Id"] = request.get(REQUEST_ID) or ids.new()
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["Referrer-Policy"] = "same-origin"
-        headers[hdrs.SERVER] = "mogine"
+        for header, value in COMMON_HEADERS.items():
+            headers[header] = value
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None:
             headers.add(hdrs.VARY, "Origin")
