@@ -76,7 +76,8 @@ class Recorder:
         self._closing_s = closing_s
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         # Guarded by _wake: what both sides touch.
-        self._wake = threading.Condition()
+        self._wake = threading.Condition(lock := threading.Lock())
+        self._lock = lock  # the same, without the frames of Python that a condition puts around it
         self._queue: deque[QueryRecord] = deque()
         self._in_hand = 0
         self._idle = False  # the writer waits for a first row
@@ -121,7 +122,7 @@ class Recorder:
 
     def record(self, row: QueryRecord) -> None:
         """Takes `row`; never raises, never waits, from any thread."""
-        with self._wake:
+        with self._lock:
             self._taken += 1
             self._queue.append(row)
             if len(self._queue) + self._in_hand > self._capacity:

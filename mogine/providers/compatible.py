@@ -147,7 +147,7 @@ class CompletionParser:
             piece = choice.get(part)
             if type(piece) is dict:
                 _read_piece(piece, events)
-            if reason := text_of(choice.get("finish_reason")):
+            if (given := choice.get("finish_reason")) and (reason := text_of(given)):
                 self.finished = True
                 self._finish_reason = _finish_reason(reason)
         usage = payload.get("usage")
@@ -157,7 +157,8 @@ class CompletionParser:
 
 
 def _read_piece(piece: dict[str, Any], events: list[ChatEvent]) -> None:
-    if reasoning := text_of(piece.get("reasoning_content") or piece.get("reasoning")):
+    thought = piece.get("reasoning_content") or piece.get("reasoning")
+    if thought and (reasoning := text_of(thought)):
         events.append(Reasoning(reasoning))
     if text := text_of(piece.get("content")):
         events.append(Delta(text))
@@ -173,15 +174,12 @@ def _finish_reason(reason: str) -> str:
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
-    def detail(group: str, name: str) -> int:
-        details = usage.get(group)
-        return count_of(details.get(name)) if type(details) is dict else 0
-
+    said, asked = usage.get("completion_tokens_details"), usage.get("prompt_tokens_details")
     return Usage(
-        prompt_tokens=count_of(usage.get("prompt_tokens")),
-        completion_tokens=count_of(usage.get("completion_tokens")),
-        reasoning_tokens=detail("completion_tokens_details", "reasoning_tokens"),
-        cached_tokens=detail("prompt_tokens_details", "cached_tokens"),
+        count_of(usage.get("prompt_tokens")),
+        count_of(usage.get("completion_tokens")),
+        count_of(said.get("reasoning_tokens")) if type(said) is dict else 0,
+        count_of(asked.get("cached_tokens")) if type(asked) is dict else 0,
     )
 
 

@@ -379,11 +379,15 @@ class _Budget:
     def spend(self, chunk: Chunk) -> None:
         for event in chunk.events:
             if type(event) is Delta:
-                self.text += len(event.text.encode())
+                self.text += _size(event.text)
             elif type(event) is Reasoning:
-                self.reasoning += len(event.text.encode())
+                self.reasoning += _size(event.text)
         if self.text > MAX_TEXT_BYTES or self.reasoning > MAX_REASONING_BYTES:
             raise AnswerTooLong("API proxy error: the answer grew too long and was ended")
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _media_type(answer: Answer) -> str:
@@ -426,6 +430,8 @@ def text_of(value: Any) -> str:
     """`value` if it is text, without the lone surrogates that JSON escapes can smuggle in; else ""."""
     if type(value) is not str:
         return ""
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:

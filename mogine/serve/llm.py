@@ -117,7 +117,7 @@ class _Relay:
                 see(event)
             if self._encoder is not None:
                 frames += map(self._encoder.chunk, events)
-            elif not (self._hide_usage and _only_usage(events)):
+            elif not (self._hide_usage and events and type(events[0]) is Usage and _only_usage(events)):
                 frames.append(chunk.raw)
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         return self._push(data) if data and self._push is not None else None
