@@ -247,7 +247,7 @@ class Vendor:
     """The stand-in vendor; `lines` grows with what it prints."""
 
     url: str
-    port: int
+    plain_port: int  # without TLS
     output: Path
 
     def closed(self) -> list[tuple[int, int]]:
@@ -330,6 +330,21 @@ def measure(work: Path, gateway: Gateway, *, quick: bool) -> dict[str, float]:
         "token_cpu_us": stream_cpu / max(1, stream_run["tokens"]) * 1e6,
         "token_late_p50_us": stream_run["late_p50_us"],
         "token_late_p99_us": stream_run["late_p99_us"],
+        "first_p50_us": few["first_p50_us"],
+        "first_p99_us": few["first_p99_us"],
+    }
+
+
+def direct(work: Path, stand_in: Vendor) -> dict[str, float]:
+    """The vendor asked without any gateway: what the latencies of the others are to be measured by."""
+
+    def ask(mode: str, connections: int, count: int, tokens: int, rate: int) -> dict[str, Any]:
+        body = question(tokens, rate, stream=mode == "stream", model="bench-model")
+        return load(work, mode, stand_in.plain_port, "/api/v3/chat/completions", connections, count, body, ())
+
+    stream_run, few = ask("stream", 50, 50, 300, 100), ask("stream", 4, 200, 20, 200)
+    return {
+        "token_late_p50_us": stream_run["late_p50_us"],
         "first_p50_us": few["first_p50_us"],
         "first_p99_us": few["first_p99_us"],
     }
@@ -448,8 +463,9 @@ def main() -> None:
             check=True, capture_output=True,
         )
         stand_in = stack.enter_context(vendor(work, tls=args.tls))
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("direct", *names)}
         for round_number in range(args.rounds):
+            runs["direct"].append(direct(work, stand_in))
             for name in names:
                 if name not in ("nginx", "mogine") and not (CONTENDERS / name).exists():
                     print(f"{name} is not installed: run benchmarks/proxy/install-contenders", file=sys.stderr)

@@ -53,6 +53,23 @@ def test_rows_of_one_millisecond_are_all_kept(store: AnalyticsStore) -> None:
     assert {r.id for r in store.iterate(batch=700)} == {r.id for r in rows}
 
 
+@pytest.mark.parametrize("size", [2, 5, 21, 85, 200])
+def test_a_group_of_any_size_is_stored_with_all_its_texts(store: AnalyticsStore, size: int) -> None:
+    rows = [row(MINUTE * number, question=f"q{number}", answer="") for number in range(size)]
+    assert store.insert(rows) == size
+    assert list(store.iterate()) == rows[::-1]
+
+
+def test_a_group_with_known_rows_leaves_those_as_they_are(store: AnalyticsStore) -> None:
+    known = row(question="first")
+    assert store.insert([known]) == 1
+    again = row(id=known.id, question="second")
+    others = [row(MINUTE * number) for number in range(1, 40)]
+    assert store.insert([*others[:20], again, *others[20:], others[3]]) == 39
+    stored = {r.id: r for r in store.iterate()}
+    assert stored == {r.id: r for r in (known, *others)}
+
+
 def test_rows_that_come_late_take_their_place_in_time(store: AnalyticsStore) -> None:
     late, early = row(), row(MINUTE)
     store.insert([late])
