@@ -37,7 +37,11 @@ KEY = "test-key-bench"
 def question(tokens: int, rate: int, *, stream: bool, model: str) -> str:
     """An OpenAI-style body that also tells the stand-in vendor what to do."""
     words = f"Tell me about returns and refunds, please. TOKENS={tokens} RATE={rate}"
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": words}], "stream": stream}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": words}],
+        "stream": stream,
+    }
     if not model:
         del body["model"]
     return json.dumps(body)
@@ -93,7 +97,8 @@ class Gateway:
 
     def pids(self) -> list[int]:
         """The processes of the gateway's session: workers count, too."""
-        assert self.process is not None
+        if self.process is None:
+            return []
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -128,14 +133,16 @@ class Gateway:
         return total
 
 
-def wait_for(port: int, path: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 60) -> None:
+def wait_for(
+    port: int, path: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 60
+) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
             break
         with contextlib.suppress(OSError):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2)  # noqa: S310
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2)
             except urllib.error.HTTPError:
                 return
             return
@@ -168,7 +175,9 @@ http {{
 }}
 """)
     command = ["nginx", "-c", str(conf), "-p", str(work)]
-    return Gateway("nginx", command, port, "/api/v3/chat/completions", model="bench-model", ready_path="/none")
+    return Gateway(
+        "nginx", command, port, "/api/v3/chat/completions", model="bench-model", ready_path="/none"
+    )
 
 
 def mogine(work: Path, upstream: str) -> Gateway:
@@ -192,18 +201,33 @@ def litellm(work: Path, upstream: str) -> Gateway:
     config.write_text(f"""
 model_list:
   - model_name: bench-model
-    litellm_params: {{model: openai/bench-model, api_base: "{upstream}/api/v3", api_key: {KEY}, ssl_verify: false}}
+    litellm_params:
+      {{model: openai/bench-model, api_base: "{upstream}/api/v3", api_key: {KEY}, ssl_verify: false}}
 litellm_settings: {{telemetry: false}}
 general_settings: {{disable_spend_logs: true}}
 """)
-    command = [str(CONTENDERS / "litellm/bin/litellm"), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
+    command = [
+        str(CONTENDERS / "litellm/bin/litellm"),
+        "--config",
+        str(config),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     env = {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOG": "ERROR",
         "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no check of keys: its fastest way
     }
     return Gateway(
-        "litellm", command, port, "/v1/chat/completions", model="bench-model", env=env, ready_path="/health/liveliness"
+        "litellm",
+        command,
+        port,
+        "/v1/chat/completions",
+        model="bench-model",
+        env=env,
+        ready_path="/health/liveliness",
     )
 
 
@@ -217,7 +241,9 @@ def portkey(work: Path, upstream: str) -> Gateway:
     )
     command = ["node", str(start), f"--port={port}", "--headless"]
     env = {"NODE_TLS_REJECT_UNAUTHORIZED": "0", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"}
-    return Gateway("portkey", command, port, "/v1/chat/completions", model="bench-model", headers=headers, env=env)
+    return Gateway(
+        "portkey", command, port, "/v1/chat/completions", model="bench-model", headers=headers, env=env
+    )
 
 
 def ferrogw(work: Path, upstream: str) -> Gateway:
@@ -225,17 +251,30 @@ def ferrogw(work: Path, upstream: str) -> Gateway:
     config = work / "ferrogw.yaml"
     config.write_text("strategy:\n  mode: single\ntargets:\n  - virtual_key: openai\n")
     env = {
-        "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"{upstream}/api/v3", "PORT": str(port),
-        "GATEWAY_CONFIG": str(config), "SSL_CERT_FILE": str(work / "cert.pem"), "LOG_LEVEL": "error",
-        "MASTER_KEY": KEY, "HOST": "127.0.0.1", "RATE_LIMIT_RPS": "1000000", "RATE_LIMIT_BURST": "1000000",
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": f"{upstream}/api/v3",
+        "PORT": str(port),
+        "GATEWAY_CONFIG": str(config),
+        "SSL_CERT_FILE": str(work / "cert.pem"),
+        "LOG_LEVEL": "error",
+        "MASTER_KEY": KEY,
+        "HOST": "127.0.0.1",
+        "RATE_LIMIT_RPS": "1000000",
+        "RATE_LIMIT_BURST": "1000000",
     }
     command = [str(CONTENDERS / "ferrogw/bin/ferrogw"), "serve"]
     headers = (f"Authorization: Bearer {KEY}",)
-    return Gateway("ferrogw", command, port, "/v1/chat/completions", model="gpt-4o-mini", headers=headers, env=env)
+    return Gateway(
+        "ferrogw", command, port, "/v1/chat/completions", model="gpt-4o-mini", headers=headers, env=env
+    )
 
 
 GATEWAYS: dict[str, Callable[[Path, str], Gateway]] = {
-    "nginx": nginx, "mogine": mogine, "litellm": litellm, "portkey": portkey, "ferrogw": ferrogw,
+    "nginx": nginx,
+    "mogine": mogine,
+    "litellm": litellm,
+    "portkey": portkey,
+    "ferrogw": ferrogw,
 }
 
 
@@ -278,7 +317,9 @@ http {{
   upstream vendor {{ server 127.0.0.1:{port}; keepalive 6000; keepalive_requests 1000000; }}
   server {{
     listen 127.0.0.1:{tls_port} ssl; ssl_certificate {work}/cert.pem; ssl_certificate_key {work}/key.pem;
-    location / {{ proxy_pass http://vendor; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
+    location / {{
+      proxy_pass http://vendor; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+    }}
   }}
 }}
 """)
@@ -294,10 +335,21 @@ http {{
 # --- the figures ------------------------------------------------------------------------------------
 
 
-def load(work: Path, mode: str, port: int, path: str, connections: int, requests: int, body: str, headers: tuple[str, ...]) -> dict[str, Any]:
+def load(
+    work: Path,
+    mode: str,
+    port: int,
+    path: str,
+    connections: int,
+    requests: int,
+    body: str,
+    headers: tuple[str, ...],
+) -> dict[str, Any]:
     done = subprocess.run(
         [str(work / "load"), mode, str(port), path, str(connections), str(requests), body, *headers],
-        capture_output=True, text=True, preexec_fn=pinned(1),
+        capture_output=True,
+        text=True,
+        preexec_fn=pinned(1),
     )
     if not done.stdout:
         raise SystemExit(f"the reader failed: {done.stderr}")
@@ -357,7 +409,11 @@ def ask_raw(gateway: Gateway, tokens: int, rate: int, *, small_buffer: bool = Fa
     if small_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", gateway.port))
-    head = [f"POST {gateway.path} HTTP/1.1", f"Host: 127.0.0.1:{gateway.port}", "Content-Type: application/json"]
+    head = [
+        f"POST {gateway.path} HTTP/1.1",
+        f"Host: 127.0.0.1:{gateway.port}",
+        "Content-Type: application/json",
+    ]
     head += [f"Content-Length: {len(body)}", *gateway.headers, "", body]
     sock.sendall("\r\n".join(head).encode())
     return sock
@@ -400,34 +456,64 @@ def open_streams(work: Path, gateway: Gateway, count: int, seconds: int) -> dict
     before = gateway.rss_kib()
     body = question(seconds, 1, stream=True, model=gateway.model)
     reader = subprocess.Popen(
-        [str(work / "load"), "stream", str(gateway.port), gateway.path, str(count), str(count), body, *gateway.headers],
-        stdout=subprocess.PIPE, preexec_fn=pinned(1),
+        [
+            str(work / "load"),
+            "stream",
+            str(gateway.port),
+            gateway.path,
+            str(count),
+            str(count),
+            body,
+            *gateway.headers,
+        ],
+        stdout=subprocess.PIPE,
+        preexec_fn=pinned(1),
     )
     worst = before
     while reader.poll() is None:
         worst = max(worst, gateway.rss_kib())
         time.sleep(1)
-    assert reader.stdout is not None
-    result = json.loads(reader.stdout.read())
+    result = json.loads(reader.communicate()[0])
     return {"kib_per_stream": (worst - before) / count, "streams_failed": result["failed"]}
 
 
 def machine() -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {"cpu": model, "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "",
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
 
 
 COLUMNS = (
-    ("json_cpu_us", "CPU/request µs"), ("token_cpu_us", "CPU/token µs"), ("first_p50_us", "first p50 µs"),
-    ("first_p99_us", "first p99 µs"), ("token_late_p50_us", "late p50 µs"), ("leave_ms", "freed ms"),
-    ("stalled_kib", "stalled KiB"), ("kib_per_stream", "KiB/stream"), ("streams_failed", "cut"),
+    ("json_cpu_us", "CPU/request µs"),
+    ("token_cpu_us", "CPU/token µs"),
+    ("first_p50_us", "first p50 µs"),
+    ("first_p99_us", "first p99 µs"),
+    ("token_late_p50_us", "late p50 µs"),
+    ("leave_ms", "freed ms"),
+    ("stalled_kib", "stalled KiB"),
+    ("kib_per_stream", "KiB/stream"),
+    ("streams_failed", "cut"),
 )
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The figures as Markdown, with each CPU figure also as a multiple of nginx's."""
     base = rows.get("nginx")
-    lines = ["| gateway | " + " | ".join(title for _, title in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [
+        "| gateway | " + " | ".join(title for _, title in COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
     for name, row in rows.items():
         cells = []
         for key, _ in COLUMNS:
@@ -443,7 +529,9 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default=",".join(GATEWAYS), help="contenders, comma separated")
     parser.add_argument("--tls", action="store_true", help="the vendor speaks HTTPS")
     parser.add_argument("--quick", action="store_true", help="shorter runs, no open-stream figure")
@@ -457,10 +545,26 @@ def main() -> None:
         for program in ("upstream", "load"):
             subprocess.run(["gcc", "-O2", "-o", str(work / program), str(HERE / f"{program}.c")], check=True)
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-             "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-             "-keyout", str(work / "key.pem"), "-out", str(work / "cert.pem")],
-            check=True, capture_output=True,
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1,DNS:localhost",
+                "-keyout",
+                str(work / "key.pem"),
+                "-out",
+                str(work / "cert.pem"),
+            ],
+            check=True,
+            capture_output=True,
         )
         stand_in = stack.enter_context(vendor(work, tls=args.tls))
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("direct", *names)}
@@ -468,7 +572,9 @@ def main() -> None:
             runs["direct"].append(direct(work, stand_in))
             for name in names:
                 if name not in ("nginx", "mogine") and not (CONTENDERS / name).exists():
-                    print(f"{name} is not installed: run benchmarks/proxy/install-contenders", file=sys.stderr)
+                    print(
+                        f"{name} is not installed: run benchmarks/proxy/install-contenders", file=sys.stderr
+                    )
                     continue
                 with GATEWAYS[name](work, stand_in.url).running(work / f"{name}.log") as gateway:
                     row = measure(work, gateway, quick=args.quick)
@@ -479,10 +585,14 @@ def main() -> None:
                             row |= open_streams(work, gateway, args.streams, 20)
                     runs[name].append(row)
         rows = {
-            name: {key: statistics.median(r[key] for r in many if key in r) for key in {k for r in many for k in r}}
-            for name, many in runs.items() if many
+            name: {
+                key: statistics.median(r[key] for r in many if key in r)
+                for key in {k for r in many for k in r}
+            }
+            for name, many in runs.items()
+            if many
         }
-    print(table(rows))
+    print(table(rows), file=sys.stderr if args.json == Path("/dev/stdout") else sys.stdout)
     if args.json:
         report = {"machine": machine(), "tls": args.tls, "rounds": args.rounds, "gateways": rows}
         args.json.write_text(json.dumps(report, indent=2) + "\n")

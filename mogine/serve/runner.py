@@ -135,10 +135,8 @@ async def _serve(
 
 
 def spare_collector() -> None:
-    """Leave what lives as long as the process out of the search for garbage, and search less often.
-
-    With the usual thresholds the search took a fifth of a busy proxy's time, and some tokens waited for it.
-    """
+    """Leave what lives as long as the process out of the search for garbage, and search less often: no token
+    moves while it goes through all that was imported."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)

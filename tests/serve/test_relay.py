@@ -28,9 +28,9 @@ async def raw(served: Served, head: str, *, stream: bool) -> tuple[dict[str, str
     async with asyncio.timeout(5):
         answer = await reader.read()
     writer.close()
-    head_bytes, _, rest = answer.partition(b"\r\n\r\n")
+    head_bytes, _, sent = answer.partition(b"\r\n\r\n")
     lines = head_bytes.decode().split("\r\n")[1:]
-    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, rest
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, sent
 
 
 async def test_a_visitor_of_http_1_0_gets_the_frames_unchunked_until_the_connection_ends(
