@@ -30,7 +30,8 @@ class ChatRequest:
     `provider` and `model` are settled (`model` may be "" where the vendor's side chooses it).
     `session_id` is the vendor's own session (DashScope), never ours. `incremental` and `thoughts`
     are DashScope's `incremental_output` and `has_thoughts`: a native body decides them, so that the
-    vendor's frames can be handed on as they are; other dialects leave them alone.
+    vendor's frames can be handed on as they are; other dialects leave them alone. `traceparent` is the
+    caller's, checked: the one header of a visitor that a vendor is told.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -45,6 +46,7 @@ class ChatRequest:
     citations: tuple["Citation", ...] = ()
     incremental: bool = True
     thoughts: bool = True
+    traceparent: str = ""
 
     @property
     def question(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mogine.commands import analytics, chat, config, demo, home, kb, serve
+from mogine.commands import analytics, chat, config, demo, home, kb, keys, serve
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -22,8 +22,10 @@ app = typer.Typer(
 app.command(short_help="Make a home, with sample documents.")(home.init)
 app.command(short_help="Show everything, with no key and no network.")(demo.demo)
 app.command(short_help="Serve the site, one server or all three.")(serve.serve)
+app.command(hidden=True)(serve.worker)
 app.command(short_help="Chat with the assistant in the terminal.")(chat.chat)
 app.add_typer(config.app, name="config")
+app.add_typer(keys.app, name="keys")
 app.add_typer(kb.app, name="kb")
 app.command(short_help="Show what was asked, answered and spent.")(analytics.stats)
 app.command(short_help="List and follow recorded questions.")(analytics.queries)

@@ -6,7 +6,7 @@ import re
 import tomllib
 import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dotenv import dotenv_values
 from mogine.errors import SettingsError
 
 VENDOR_PREFIXES = ("DOUBAO_", "DASHSCOPE_", "OPENAI_")
+VENDOR_SECTIONS = ("doubao", "dashscope", "openai")
 PROVIDER_NAMES = ("doubao", "dashscope", "openai", "extract")
 MAX_ENV_BYTES = 1024 * 1024
 
@@ -46,7 +47,8 @@ def _words(value: str) -> tuple[str, ...]:
     return tuple(word for part in value.split(",") if (word := part.strip()))
 
 
-def _keys(value: str) -> tuple[str, ...]:
+def parse_keys(value: str) -> tuple[str, ...]:
+    """Keys, comma separated. Raises ValueError."""
     keys = _words(value)
     if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
         raise ValueError("a key is plain ASCII without spaces; paste it again")
@@ -124,6 +126,16 @@ def _rate(value: str) -> RateLimit:
     return RateLimit(int(match[1]), {"second": 1, "minute": 60, "hour": 3600, "day": 86400}[match[2]])
 
 
+def _rates(value: str) -> tuple[RateLimit, ...]:
+    return tuple(_rate(word) for word in _words(value)) or (_rate(value),)
+
+
+def _money(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value):
+        raise ValueError("expected an amount in CNY such as 20 or 99.50")
+    return float(value)
+
+
 def _base_path(value: str) -> str:
     if not value.startswith("/") or not re.fullmatch(r"[A-Za-z0-9/_.~-]+", value) or ".." in value:
         raise ValueError("expected a path such as / or /~temp/mogine_agent/")
@@ -173,13 +185,20 @@ class DoubaoSettings:
     """Volcengine Ark."""
 
     keys: tuple[str, ...] = _setting(
-        "DOUBAO_API_KEY", (), _keys, "Key of Volcengine Ark; several, comma separated, rotate", secret=True
+        "DOUBAO_API_KEY",
+        (),
+        parse_keys,
+        "Key of Volcengine Ark; several, comma separated, rotate",
+        secret=True,
     )
     base_url: str = _setting(
         "DOUBAO_BASE_URL", "https://ark.cn-beijing.volces.com/api/v3", _address, "Address of Ark"
     )
     model: str = _setting(
         "DOUBAO_MODEL", "doubao-1-5-thinking-vision-pro-250428", _text, "Model or endpoint id (ep-...)"
+    )
+    cheap_model: str = _setting(
+        "DOUBAO_CHEAP_MODEL", "", _text, "Model of the assistant once 80 % of a budget is spent"
     )
 
 
@@ -188,7 +207,7 @@ class DashScopeSettings:
     """Alibaba Cloud Model Studio, application completion."""
 
     keys: tuple[str, ...] = _setting(
-        "DASHSCOPE_API_KEY", (), _keys, "Key of DashScope; several, comma separated, rotate", secret=True
+        "DASHSCOPE_API_KEY", (), parse_keys, "Key of DashScope; several, comma separated, rotate", secret=True
     )
     app_id: str = _setting("DASHSCOPE_APP_ID", "", _text, "Id of the application")
     base_url: str = _setting(
@@ -203,7 +222,7 @@ class OpenAISettings:
     keys: tuple[str, ...] = _setting(
         "OPENAI_API_KEY",
         (),
-        _keys,
+        parse_keys,
         "Key of the OpenAI-compatible server; may stay empty for a local one",
         secret=True,
     )
@@ -233,14 +252,25 @@ class AccessSettings:
         _networks,
         "Whose X-Forwarded-For is believed",
     )
-    rate_limit: RateLimit = _setting("MOGINE_RATE_LIMIT", RateLimit(20, 60), _rate, "Questions per visitor")
-    site_rate_limit: RateLimit = _setting(
-        "MOGINE_SITE_RATE_LIMIT", RateLimit(600, 60), _rate, "Questions of the whole site"
+    rate_limit: tuple[RateLimit, ...] = _setting(
+        "MOGINE_RATE_LIMIT",
+        (RateLimit(20, 60), RateLimit(200, 3600)),
+        _rates,
+        "Questions per visitor; all of several rates must be kept",
+    )
+    site_rate_limit: tuple[RateLimit, ...] = _setting(
+        "MOGINE_SITE_RATE_LIMIT", (RateLimit(600, 60),), _rates, "Questions of the whole site"
     )
     max_streams_per_visitor: int = _setting(
         "MOGINE_MAX_STREAMS_PER_VISITOR", 3, _whole(1, 10_000), "Answers open at once per visitor"
     )
     max_streams: int = _setting("MOGINE_MAX_STREAMS", 1000, _whole(1, 100_000), "Answers open at once in all")
+    daily_budget_cny: float | None = _setting(
+        "MOGINE_DAILY_BUDGET_CNY", None, _money, "What answers may cost in a day; empty: no budget"
+    )
+    monthly_budget_cny: float | None = _setting(
+        "MOGINE_MONTHLY_BUDGET_CNY", None, _money, "What answers may cost in a calendar month"
+    )
     admin_token: str = _setting(
         "MOGINE_ADMIN_TOKEN",
         "",
@@ -486,6 +516,24 @@ def load_settings(environ: Mapping[str, str], home: Path) -> Settings:
     return Settings(home=home, sources=sources, warnings=tuple(warnings), **sections, **values.get("", {}))
 
 
+def with_fresh_vendors(settings: Settings) -> Settings:
+    """`settings` with what the `.env` says of the vendors now; what came from the process environment stays.
+
+    Raises SettingsError, as `load_settings` does, when anything in the file is wrong.
+    """
+    fresh = load_settings({}, settings.home)
+    sections: dict[str, Any] = {}
+    for name in VENDOR_SECTIONS:
+        old, new = getattr(settings, name), getattr(fresh, name)
+        kept = {
+            f.name: getattr(old, f.name)
+            for f in fields(old)
+            if settings.sources.get(f.metadata["env"]) == "environment"
+        }
+        sections[name] = replace(new, **kept)
+    return replace(settings, **sections)
+
+
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else "; see `mogine config show` for all of them"
@@ -523,6 +571,7 @@ class Site:
     company: Mapping[str, Any] = field(default_factory=dict)
     assistant: Mapping[str, Any] = field(default_factory=dict)
     widget: Mapping[str, Any] = field(default_factory=dict)
+    prices: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_site(path: Path) -> Site:
@@ -531,7 +580,7 @@ def load_site(path: Path) -> Site:
         data = tomllib.loads(path.read_text("utf-8-sig")) if path.exists() else {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from error
-    tables = {name: data.get(name, {}) for name in ("company", "assistant", "widget")}
+    tables = {name: data.get(name, {}) for name in ("company", "assistant", "widget", "prices")}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: [{name}] must be a table")

@@ -8,10 +8,11 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mogine.errors import (
     AnswerTooLong,
+    MogineError,
     SettingsError,
     UpstreamBadResponse,
     UpstreamBusy,
@@ -357,6 +358,22 @@ def retry_after_s(header: str, now: float) -> float | None:
         return None
 
 
+class Watch(Protocol):
+    """Whoever follows one question through all its tries."""
+
+    def admit(self) -> None:
+        """Before the first try; raises when the vendor is not to be asked."""
+        ...
+
+    def again(self, error: UpstreamError) -> bool:
+        """Whether something has changed after `error`, such that another try may go better at once."""
+        ...
+
+    def ended(self, error: MogineError | None, *, begun: bool) -> None:
+        """The question has its answer, or `error` ended it; `begun`: something was handed on."""
+        ...
+
+
 @dataclass(slots=True)
 class Retries:
     """When to ask a vendor again: only what may heal, only before anything was passed on.
@@ -367,11 +384,12 @@ class Retries:
 
     never: frozenset[str] = frozenset()
     times: int = 2
-    first_wait_s: float = 0.4
+    first_wait_s: float = 0.3
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     random: Callable[[], float] = random.random
     in_flight: int = 0
     retrying: int = 0
+    retried: int = 0  # since the start
 
     def wait_s(self, error: UpstreamError, tries: int) -> float | None:
         """How long to wait after try number `tries` (from 1) failed; None: do not ask again."""
@@ -387,7 +405,7 @@ class Retries:
             return wait
         return None if error.retry_after_s > MAX_RETRY_WAIT_S else error.retry_after_s + wait / 4
 
-    def _settle(self, error: UpstreamError) -> None:
+    def settle(self, error: UpstreamError) -> None:
         """`retry_after_s` was what the vendor asked for; from here on it is what the visitor is told."""
         if error.upstream_code in self.never:
             error.retry_after_s = MAX_TOLD_WAIT_S
@@ -395,53 +413,93 @@ class Retries:
             asked = 5.0 if error.retry_after_s is None else error.retry_after_s
             error.retry_after_s = min(max(asked, 1.0), MAX_TOLD_WAIT_S)
 
-    async def call(self, attempt: Callable[[], Awaitable[T]], begun: Callable[[], bool]) -> T:
+    async def call(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        begun: Callable[[], bool],
+        watch: Watch | None = None,
+    ) -> T:
         """The result of `attempt()`, which is made again while it fails before `begun()` is true."""
-        self.in_flight += 1
-        tries = 0
-        again = False
+        tries = _Tries(self, watch)
         try:
             while True:
-                tries += 1
                 try:
-                    return await attempt()
+                    result = await attempt()
                 except UpstreamError as error:
-                    wait = None if begun() else self.wait_s(error, tries)
-                    if wait is None:
-                        self._settle(error)
-                        raise
-                if not again:
-                    again = True
-                    self.retrying += 1
-                await self.sleep(wait)
+                    wait = tries.failed(error, begun())
+                except MogineError as error:
+                    tries.over(error, begun())
+                    raise
+                else:
+                    tries.over(None, begun())
+                    return result
+                if wait:
+                    await self.sleep(wait)
         finally:
-            self.in_flight -= 1
-            self.retrying -= again
+            tries.leave()
 
-    async def run(self, attempt: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    async def run(
+        self, attempt: Callable[[], AsyncGenerator[T, None]], watch: Watch | None = None
+    ) -> AsyncGenerator[T, None]:
         """The items of `attempt()`, which is made again while it fails before its first item."""
-        self.in_flight += 1
-        tries = 0
-        again = False
+        tries = _Tries(self, watch)
         try:
             while True:
-                tries += 1
                 begun = False
                 try:
                     async with aclosing(attempt()) as items:
                         async for item in items:
                             begun = True
                             yield item
-                    return
                 except UpstreamError as error:
-                    wait = None if begun else self.wait_s(error, tries)
-                    if wait is None:
-                        self._settle(error)
-                        raise
-                if not again:
-                    again = True
-                    self.retrying += 1
-                await self.sleep(wait)
+                    wait = tries.failed(error, begun)
+                except MogineError as error:
+                    tries.over(error, begun)
+                    raise
+                else:
+                    tries.over(None, begun)
+                    return
+                if wait:
+                    await self.sleep(wait)
         finally:
-            self.in_flight -= 1
-            self.retrying -= again
+            tries.leave()
+
+
+class _Tries:
+    """The tries of one question."""
+
+    __slots__ = ("_again", "_made", "_retries", "_watch")
+
+    def __init__(self, retries: Retries, watch: Watch | None) -> None:
+        if watch is not None:
+            watch.admit()
+        self._retries = retries
+        self._watch = watch
+        self._made = 0
+        self._again = False
+        retries.in_flight += 1
+
+    def failed(self, error: UpstreamError, begun: bool) -> float:
+        """How long to wait before the next try; raises `error` when there is none."""
+        if not begun and self._watch is not None and self._watch.again(error):
+            return 0.0
+        self._made += 1
+        retries = self._retries
+        wait = None if begun else retries.wait_s(error, self._made)
+        if wait is None:
+            retries.settle(error)
+            self.over(error, begun)
+            raise error
+        retries.retried += 1
+        if not self._again:
+            self._again = True
+            retries.retrying += 1
+        return wait
+
+    def over(self, error: MogineError | None, begun: bool) -> None:
+        if self._watch is not None:
+            self._watch.ended(error, begun=begun)
+
+    def leave(self) -> None:
+        self._retries.in_flight -= 1
+        self._retries.retrying -= self._again

@@ -82,7 +82,7 @@ def test_good_values_are_understood(home: Path) -> None:
         },
         home,
     )
-    assert settings.access.rate_limit == RateLimit(7, 3600)
+    assert settings.access.rate_limit == (RateLimit(7, 3600),)
     assert settings.proxy.max_body_bytes == 1024**2
     assert settings.proxy.base_path == "/~temp/mogine_agent/"
     assert settings.access.allowed_origins == ("https://example.com", "https://example.com:8443")

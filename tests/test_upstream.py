@@ -565,7 +565,7 @@ async def test_what_may_heal_is_tried_again(error: UpstreamError) -> None:
     sleeper = Sleeper()
     attempts = Attempts(error, error)
     assert await items_of(Retries(sleep=sleeper, random=lambda: 1.0), attempts) == [1, 2]
-    assert (attempts.made, sleeper.slept) == (3, [0.4, 0.8])
+    assert (attempts.made, sleeper.slept) == (3, [0.3, 0.6])
 
 
 async def test_at_most_two_more_tries_are_made() -> None:
@@ -620,7 +620,7 @@ async def test_nothing_is_tried_again_when_the_consumer_has_left() -> None:
 async def test_waits_have_jitter() -> None:
     sleeper = Sleeper()
     await items_of(Retries(sleep=sleeper, random=lambda: 0.0), Attempts(UNREACHABLE))
-    assert sleeper.slept == [0.2]
+    assert sleeper.slept == [0.15]
 
 
 async def test_a_short_retry_after_is_honoured() -> None:

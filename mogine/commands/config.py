@@ -54,4 +54,4 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(_text(item) for item in value)
-    return str(value)
+    return "" if value is None else str(value)

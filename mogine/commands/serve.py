@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mogine.commands.shell import shell_of
+from mogine.commands.shell import Shell, shell_of
 from mogine.errors import MogineError, SettingsError
 from mogine.settings import PROVIDER_NAMES, Settings
 
 if TYPE_CHECKING:
     from mogine.serve.runner import Running
+    from mogine.serve.workers import Group
 
 
 class Which(StrEnum):
@@ -29,6 +30,9 @@ class Which(StrEnum):
 def serve(
     ctx: typer.Context,
     which: Annotated[Which, typer.Argument(help="All three servers, or one of them.")] = Which.ALL,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes for the proxy, on one port.", min=1, max=64)
+    ] = 1,
 ) -> None:
     """Serve the chat page, the proxy to the models, the knowledge base and analytics.
 
@@ -40,6 +44,8 @@ def serve(
 
       MOGINE_PROXY_PORT=9000 mogine serve all
 
+      mogine serve all --workers 4
+
     Ctrl-C or SIGTERM ends it: no new questions are taken, running answers may finish, then everything
     is written and closed. A second signal does not wait for the answers.
     """
@@ -47,7 +53,44 @@ def serve(
     if not shell.is_home:
         typer.echo(f"{shell.home} ({shell.home_source}) is no mogine home yet: making data/ in it", err=True)
     names = ("analytics", "kb", "proxy") if which is Which.ALL else (which.value,)
-    serve_home(shell.settings, names, where=shell.home_source)
+    if workers == 1:
+        serve_home(shell.settings, names, where=shell.home_source)
+    else:
+        serve_with_workers(shell, names, workers)
+
+
+def worker(
+    ctx: typer.Context,
+    names: Annotated[str, typer.Argument(help="Servers, comma separated.")],
+    descriptor: Annotated[int, typer.Option("--descriptor", help="The socket to the parent.")],
+) -> None:
+    """One of the processes of `mogine serve --workers N`, which starts them itself.
+
+    Examples:
+
+      mogine serve all --workers 4
+    """
+    from mogine.serve import logs, runner
+
+    settings = shell_of(ctx).settings
+    logs.configure(settings, verbose=logging.getLogger("mogine").isEnabledFor(logging.DEBUG))
+    runner.run(settings, names.split(","), parent=descriptor)
+
+
+def serve_with_workers(shell: Shell, names: tuple[str, ...], count: int) -> None:
+    """`serve_home` with several processes for the proxy."""
+    from mogine.serve import logs, workers
+
+    settings = shell.settings
+    logs.configure(settings, verbose=logging.getLogger("mogine").isEnabledFor(logging.DEBUG))
+    repaired = prepare_home(settings)
+
+    async def announce(group: "Group") -> None:
+        typer.echo(banner(group, shell.home_source, repaired), err=True)
+
+    if exit_code := workers.run(settings, names, count, environ=shell.environ, announce=announce):
+        raise typer.Exit(exit_code)
+    typer.echo("mogine has stopped; everything is written", err=True)
 
 
 def serve_home(settings: Settings, names: tuple[str, ...], *, where: str) -> None:
@@ -82,20 +125,20 @@ def prepare_home(settings: Settings) -> list[str]:
     return repaired
 
 
-def banner(running: "Running", where: str, repaired: list[str]) -> str:
+def banner(running: "Running | Group", where: str, repaired: list[str]) -> str:
     """What runs, where, with what; what to beware of; and how to try it."""
     settings = running.settings
     lines = [f"mogine {metadata.version('mogine')} serves {settings.home} ({where})"]
     shown = {"proxy": "proxy", "kb": "knowledge base", "analytics": "analytics"}
-    if "proxy" in running.apps:
+    if "proxy" in running.names:
         lines.append(_line("chat page", running.url("proxy") + "/chat/"))
-    lines += [_line(title, running.url(name)) for name, title in shown.items() if name in running.apps]
-    if "kb" in running.apps:
+    lines += [_line(title, running.url(name)) for name, title in shown.items() if name in running.names]
+    if "kb" in running.names:
         lines.append(_line("documents", _documents(settings)))
-    if "proxy" in running.apps:
+    if "proxy" in running.names:
         lines.append(_line("providers", _providers(settings)))
     lines += [f"warning: {text}" for text in (*repaired, *_warnings(settings))]
-    if "proxy" in running.apps:
+    if "proxy" in running.names:
         lines += ["", "Try it:", *(f"  {command}" for command in _examples(running))]
     lines += ["", "Ctrl-C stops."]
     return "\n".join(lines)
@@ -149,7 +192,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _examples(running: "Running") -> list[str]:
+def _examples(running: "Running | Group") -> list[str]:
     proxy = running.url("proxy")
     body = """-H 'Content-Type: application/json' -d"""
     first = next(n for n in running.settings.provider_order if running.settings.has_credentials(n))
@@ -158,9 +201,9 @@ def _examples(running: "Running") -> list[str]:
         f"""curl -N {proxy}/api/llm/{first} {body} """
         """'{"messages": [{"role": "user", "content": "你好"}], "stream": true}'""",
     ]
-    if "kb" in running.apps:
+    if "kb" in running.names:
         examples.append(f"curl '{running.url('kb')}/api/search?q=%E9%80%80%E6%AC%BE&top_k=3'")
-    if "analytics" in running.apps:
+    if "analytics" in running.names:
         home = shlex.quote(str(running.settings.home))
         examples.append(f"mogine --home {home} stats --days 30")
     return examples

@@ -66,6 +66,8 @@ def make_home(home: Path, *, samples: bool) -> Iterator[tuple[str, bool]]:
 
 def _written(value: Any) -> str:
     """A value as it would be written into `.env`."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

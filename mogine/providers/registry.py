@@ -1,27 +1,68 @@
 """All providers there are, and the ones that this home can ask."""
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from mogine.chat import Provider
 from mogine.providers import dashscope, doubao, openai
 from mogine.providers.extract import ExtractProvider
+from mogine.providers.vendor import VendorProvider
 from mogine.settings import Settings
 from mogine.upstream import Client, Limits, open_client
 
-VENDORS: Mapping[str, Callable[[Settings, Client], Provider]] = {
+VENDORS: Mapping[str, Callable[[Settings, Client], VendorProvider]] = {
     "doubao": lambda settings, client: doubao.provider(settings.doubao, client),
     "dashscope": lambda settings, client: dashscope.provider(settings.dashscope, client),
     "openai": lambda settings, client: openai.provider(settings.openai, client),
 }
 
 
+class Roster(Mapping[str, Provider]):
+    """Name to provider, for every vendor with credentials and `extract`; changes when the settings do."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._client = client
+        self._providers: dict[str, Provider] = {}
+        self.settings = settings
+        self.renew(settings)
+
+    def __getitem__(self, name: str) -> Provider:
+        return self._providers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._providers)
+
+    def __len__(self) -> int:
+        return len(self._providers)
+
+    @property
+    def vendors(self) -> Iterator[VendorProvider]:
+        """Those that are asked over the network."""
+        return (p for p in self._providers.values() if isinstance(p, VendorProvider))
+
+    def renew(self, settings: Settings) -> None:
+        """Follow `settings` from the next question on; running answers are not disturbed."""
+        before, self.settings = self.settings, settings
+        providers: dict[str, Provider] = {}
+        for name, make in VENDORS.items():
+            if not settings.has_credentials(name):
+                continue
+            known = self._providers.get(name)
+            old, new = getattr(before, name), getattr(settings, name)
+            if isinstance(known, VendorProvider) and replace(old, keys=new.keys) == new:
+                if old.keys != new.keys:
+                    known.care.keys.replace(new.keys)
+                providers[name] = known
+            else:
+                providers[name] = make(settings, self._client)
+        self._providers = {**providers, "extract": ExtractProvider()}
+
+
 @asynccontextmanager
-async def open_providers(
-    settings: Settings, *, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Mapping[str, Provider]]:
-    """Name to provider, for every vendor with credentials and `extract`; one pool of connections for all."""
+async def open_providers(settings: Settings, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Roster]:
+    """The providers of a home; one pool of connections for all."""
     proxy = settings.proxy
     limits = Limits(
         connect_s=proxy.connect_timeout_s,
@@ -30,7 +71,4 @@ async def open_providers(
         answer_s=proxy.answer_timeout_s,
     )
     async with open_client(limits, tls=tls) as client:
-        providers: dict[str, Provider] = {
-            name: make(settings, client) for name, make in VENDORS.items() if settings.has_credentials(name)
-        }
-        yield {**providers, "extract": ExtractProvider()}
+        yield Roster(settings, client)

@@ -23,6 +23,7 @@ from mogine.errors import (
     UpstreamError,
     UpstreamRefused,
 )
+from mogine.providers.care import Care, Turn
 from mogine.upstream import (
     MAX_ERROR_BYTES,
     Answer,
@@ -157,6 +158,7 @@ class VendorProvider:
         keys: tuple[str, ...],
         retries: Retries | None = None,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.default_model = default_model
@@ -164,18 +166,19 @@ class VendorProvider:
         self._vendor = vendor
         self._dialect = dialect
         self._client = client
-        self._keys = keys
-        self._turn = 0
-        self._retries = retries or Retries(never=NEVER_HEALS)
+        self.care = Care(vendor.label, vendor.key_setting, keys, quota_codes=NEVER_HEALS, clock=clock)
+        self.retries = retries or Retries(never=NEVER_HEALS)
         self._now = now
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """The vendor's answer; see `mogine.chat.Provider`."""
-        return self._retries.run(lambda: self._attempt(request))
+        turn = self.care.turn()
+        return self.retries.run(lambda: self._attempt(request, turn), turn)
 
     async def whole(self, request: ChatRequest) -> Chunk:
         """The vendor's answer to a request that asks for no stream: what `stream` would yield."""
-        return await self._retries.call(lambda: self._attempt_whole(request), lambda: False)
+        turn = self.care.turn()
+        return await self.retries.call(lambda: self._attempt_whole(request, turn), lambda: False, turn)
 
     async def push(self, request: ChatRequest, take: TakeChunks) -> None:
         """The vendor's streamed answer, handed to `take` the moment it arrives; ends and fails as `stream`.
@@ -183,26 +186,23 @@ class VendorProvider:
         The vendor is held back while an awaitable that `take` returned is not done.
         """
         hand = _Hand(take)
-        await self._retries.call(lambda: self._attempt_push(request, hand), lambda: hand.begun)
+        turn = self.care.turn()
+        await self.retries.call(lambda: self._attempt_push(request, hand, turn), lambda: hand.begun, turn)
 
-    def _next_key(self) -> str:
-        if not self._keys:
-            return ""
-        self._turn = (self._turn + 1) % len(self._keys)
-        return self._keys[self._turn - 1]
-
-    def _call(self, request: ChatRequest) -> Call:
+    def _call(self, request: ChatRequest, turn: Turn) -> Call:
         url, body = self._dialect.call(request, self._model(request))
-        headers = self._dialect.headers(request, self._next_key())
+        headers = self._dialect.headers(request, turn.key())
+        if request.traceparent:
+            headers["traceparent"] = request.traceparent
         return Call(url, headers, body, self._vendor.label, self._vendor.url_setting)
 
     def _model(self, request: ChatRequest) -> str:
         return request.model or self.default_model
 
-    async def _attempt_whole(self, request: ChatRequest) -> Chunk:
-        async with self._client.post(self._call(request)) as answer:
+    async def _attempt_whole(self, request: ChatRequest, turn: Turn) -> Chunk:
+        async with self._client.post(self._call(request, turn)) as answer:
             try:
-                await self._expect_answer(answer)
+                await self._expect_answer(answer, turn)
                 body = await answer.read_all(MAX_BODY_BYTES)
                 chunk = self._dialect.parser(request).whole(body, as_stream=False)
                 _Budget().spend(chunk)
@@ -210,10 +210,10 @@ class VendorProvider:
             except Refused as refused:
                 raise self._error(refused.refusal, answer, request) from None
 
-    async def _attempt_push(self, request: ChatRequest, hand: "_Hand") -> None:
-        async with self._client.post(self._call(request)) as answer:
+    async def _attempt_push(self, request: ChatRequest, hand: "_Hand", turn: Turn) -> None:
+        async with self._client.post(self._call(request, turn)) as answer:
             try:
-                await self._expect_answer(answer)
+                await self._expect_answer(answer, turn)
                 parser = self._dialect.parser(request)
                 if _looks_like_json(await answer.peek()):
                     chunk = parser.whole(await answer.read_all(MAX_BODY_BYTES), as_stream=True)
@@ -224,11 +224,11 @@ class VendorProvider:
             except Refused as refused:
                 raise self._error(refused.refusal, answer, request) from None
 
-    async def _attempt(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+    async def _attempt(self, request: ChatRequest, turn: Turn) -> AsyncGenerator[Chunk, None]:
         budget = _Budget()
-        async with self._client.post(self._call(request)) as answer:
+        async with self._client.post(self._call(request, turn)) as answer:
             try:
-                await self._expect_answer(answer)
+                await self._expect_answer(answer, turn)
                 parser = self._dialect.parser(request)
                 block = await answer.read()
                 if not request.stream or _looks_like_json(block):
@@ -242,7 +242,7 @@ class VendorProvider:
             except Refused as refused:
                 raise self._error(refused.refusal, answer, request) from None
 
-    async def _expect_answer(self, answer: Answer) -> None:
+    async def _expect_answer(self, answer: Answer, turn: Turn) -> None:
         if answer.status != 200:
             raise Refused(parse_refusal(await answer.read_some(MAX_ERROR_BYTES), answer.status))
         if _media_type(answer) == "text/html":
@@ -251,10 +251,11 @@ class VendorProvider:
                 f" {self._vendor.url_setting}",
                 upstream_status=200,
             )
+        turn.taken()
 
     def _error(self, refusal: Refusal, answer: Answer, request: ChatRequest) -> MogineError:
         """To be raised `from None`: its cause would hold the vendor's own words."""
-        code = safe_code(refusal.code, self._keys)
+        code = safe_code(refusal.code, self.care.keys.all)
         asked = retry_after_s(answer.header("Retry-After"), self._now())
         cls, message = explain(self._vendor, refusal, code or "", self._model(request))
         return cls(message, retry_after_s=asked, upstream_status=refusal.status or None, upstream_code=code)

@@ -20,6 +20,7 @@ from mogine.settings import Network, Settings
 ADMIN_TOKEN_FILE = "admin_token"  # noqa: S105 - a file's name
 FAILURES_PER_MINUTE = 10
 MAX_TRACKED_ADDRESSES = 10_000
+FORWARDED = (hdrs.X_FORWARDED_FOR, hdrs.FORWARDED, "X-Real-IP", "Via")
 MAX_KNOWN_HOSTS = 100
 
 
@@ -28,6 +29,7 @@ class Access(Enum):
 
     PUBLIC = "public"  # anyone, also other programs: health and search
     VISITOR = "visitor"  # anonymous people; browsers only from allowed origins
+    LOCAL = "local"  # programs on this machine that come through no proxy, and the bearer of the admin token
     ADMIN = "admin"  # the bearer of the admin token
 
 
@@ -121,6 +123,14 @@ class Gate:
         parts = urlsplit(origin)
         own = request.headers.get(hdrs.HOST, "")
         return parts.scheme in ("http", "https") and bool(parts.netloc) and _same_host(parts, own)
+
+    def check_local(self, request: web.Request) -> None:
+        """Lets in who calls from this very machine, not through a proxy on it; else `check_admin`."""
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        address = str(peer[0]) if isinstance(peer, tuple) else ""
+        forwarded = any(name in request.headers for name in FORWARDED)
+        if forwarded or not (address and _is_loopback(address)):
+            self.check_admin(request)
 
     def check_admin(self, request: web.Request) -> None:
         """Asks for `Authorization: Bearer TOKEN`; ten wrong ones a minute close the door for an address."""

@@ -13,8 +13,9 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
 from mogine.serve.access import Access, Gate, admin_token
-from mogine.serve.keys import REQUEST_ID, SETTINGS, SITE, STATE, Readiness, ServerState
+from mogine.serve.keys import METERS, REQUEST_ID, SETTINGS, SITE, STATE, Readiness, ServerState
 from mogine.serve.logs import RequestLog
+from mogine.serve.metrics import CONTENT_TYPE, Meters, Snapshot, render
 from mogine.serve.middlewares import COMMON_HEADERS, frame, prepare_headers
 from mogine.settings import Settings, load_site
 
@@ -23,6 +24,7 @@ MAX_JSON_DEPTH = 32
 BODY_IDLE_S = 15.0
 WRITE_BUFFER_BYTES = 64 * 1024
 
+Snapshots = Callable[[web.Application], Awaitable[Snapshot]]
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -37,30 +39,42 @@ class Route:
 
 
 def base_app(
-    settings: Settings, name: str, routes: Sequence[Route], *, ready: Readiness | None = None
+    settings: Settings,
+    name: str,
+    routes: Sequence[Route],
+    *,
+    ready: Readiness | None = None,
+    details: Callable[[web.Application], Mapping[str, Any]] | None = None,
+    snapshot: Snapshots | None = None,
 ) -> web.Application:
     """An application with `routes` and what every server has.
 
     That is: request ids, the gate, errors in the one shape, `/healthz`, `/readyz`, and under keys
-    SETTINGS, SITE and STATE. `ready` tells which part cannot serve, and why (empty: all is well).
+    SETTINGS, SITE, STATE and METERS. `ready` tells which part cannot serve, and why (empty: all is well);
+    `details` what else `/readyz` has to say; `snapshot` gives the numbers for `/metrics`.
     One handler function serves one access level: the level is looked up by handler.
     """
     gate = Gate(settings, admin_token(settings))
     table = [
         *routes,
         Route("GET", "/healthz", _healthz, Access.PUBLIC),
-        Route("GET", "/readyz", _readyz(ready or (lambda app: {})), Access.PUBLIC),
+        Route("GET", "/metrics", _metrics(snapshot or _own_snapshot), Access.LOCAL),
+        Route(
+            "GET", "/readyz", _readyz(ready or (lambda app: {}), details or (lambda app: {})), Access.PUBLIC
+        ),
     ]
     levels: dict[object, Access] = {}
     for route in table:
         if levels.setdefault(route.handler, route.access) is not route.access:
             raise SettingsError(f"{route.path}: one handler cannot have two access levels")
     lines = RequestLog(name)
-    app = web.Application(middlewares=[frame(lines, gate, levels)])
+    meters = Meters(name)
+    app = web.Application(middlewares=[frame(lines, gate, levels, meters)])
     app.on_cleanup.append(_flushing(lines))
     app[SETTINGS] = settings
     app[SITE] = load_site(settings.home / "site.toml")
     app[STATE] = ServerState()
+    app[METERS] = meters
     app.on_response_prepare.append(prepare_headers(gate))
     for route in table:
         if route.method == hdrs.METH_GET:
@@ -75,6 +89,19 @@ def _flushing(lines: RequestLog) -> Callable[[web.Application], Awaitable[None]]
         lines.flush()
 
     return flush
+
+
+async def _own_snapshot(app: web.Application) -> Snapshot:
+    return app[METERS].snapshot()
+
+
+def _metrics(snapshot: Snapshots) -> RouteHandler:
+    async def metrics(request: web.Request) -> web.Response:
+        text = render(await snapshot(request.app))
+        headers = {hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.CACHE_CONTROL: "no-store"}
+        return web.Response(body=text, headers=headers)
+
+    return metrics
 
 
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -235,12 +262,13 @@ async def _healthz(request: web.Request) -> web.Response:
     return json_response({"status": "draining" if request.app[STATE].draining else "ok"})
 
 
-def _readyz(ready: Readiness) -> RouteHandler:
+def _readyz(ready: Readiness, details: Callable[[web.Application], Mapping[str, Any]]) -> RouteHandler:
     async def readyz(request: web.Request) -> web.Response:
         problems = dict(ready(request.app))
         if request.app[STATE].draining:
             problems["server"] = "stopping"
-        body = {"status": "not_ready" if problems else "ready", "problems": problems}
+        status = "not_ready" if problems else "ready"
+        body = {"status": status, "problems": problems, **details(request.app)}
         return json_response(body, status=503 if problems else 200)
 
     return readyz

@@ -13,9 +13,10 @@ from mogine.chat import ChatMessage, ChatRequest, Citations, Delta, Provider, Re
 from mogine.errors import RequestError
 from mogine.serve import sse
 from mogine.serve.app import json_response, read_json
-from mogine.serve.desk import DESK, Desk, told
+from mogine.serve.desk import DESK, told
 from mogine.serve.dialects import question_text, session_id
 from mogine.serve.observe import Observation, recorded
+from mogine.serve.traces import trace_of
 from mogine.settings import PROVIDER_NAMES, ProxySettings
 
 MAX_PAGE_URL_CHARS = 500
@@ -60,12 +61,14 @@ async def chat(request: web.Request) -> web.StreamResponse:
     limits = desk.settings.proxy
     question = Question.of(await read_json(request, limits.max_body_bytes), request.headers, limits)
     bucket = desk.bucket(request)
-    providers = _order(desk, question.provider)
+    providers = desk.affordable(question.provider)
     seen = desk.observe(request, bucket, "chat", providers[0].name, question.text)
     seen.page_url = question.page_url
-    with recorded(desk.recorder, seen), desk.limits.open(bucket) as place:
-        seen.session, history = desk.sessions.open(question.session_id, bucket)
-        seen.request = _request(providers[0], history, question.text, limits)
+    with recorded(desk.books, seen), desk.limits.open(bucket) as place:
+        if desk.shared is not None:
+            await desk.shared.admit(place, bucket)
+        seen.session, history = await desk.open_session(question.session_id, bucket)
+        seen.request = _request(providers[0], history, question.text, limits, trace_of(request.headers))
         events = answer(seen.request, providers, desk.knowledge, desk.manner())
         if question.stream:
             response = await sse.respond(
@@ -80,24 +83,23 @@ async def chat(request: web.Request) -> web.StreamResponse:
             async with desk.within(place):
                 response = await _whole(events, seen)
         if seen.finish is not None and seen.error is None and (text := seen.text):
-            desk.sessions.add(seen.session, bucket, question.text, text)
+            desk.add_turn(seen.session, bucket, question.text, text)
         return response
 
 
-def _order(desk: Desk, wanted: str) -> list[Provider]:
-    """Who is asked, in turn: whom the visitor named, then the owner's order, at last the passages alone."""
-    names = dict.fromkeys((wanted, *desk.settings.provider_order, "extract"))
-    return [desk.providers[name] for name in names if name in desk.providers]
-
-
 def _request(
-    provider: Provider, history: tuple[ChatMessage, ...], question: str, limits: ProxySettings
+    provider: Provider,
+    history: tuple[ChatMessage, ...],
+    question: str,
+    limits: ProxySettings,
+    traceparent: str,
 ) -> ChatRequest:
     return ChatRequest(
         messages=(*history, ChatMessage("user", question)),
         provider=provider.name,
         model=provider.default_model,
         max_tokens=limits.max_output_tokens,
+        traceparent=traceparent,
     )
 
 
@@ -193,7 +195,7 @@ async def config(request: web.Request) -> web.Response:
                 "text": str(assistant.get("handoff_text") or ""),
                 "contacts": _texts(assistant.get("handoff_contacts")),
             },
-            "providers": [p.name for p in _order(desk, "")],
+            "providers": [p.name for p in desk.in_order()],
             "max_question_chars": desk.settings.proxy.max_question_chars,
         }
     )

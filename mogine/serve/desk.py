@@ -1,24 +1,32 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
 from mogine.analytics.recorder import Recorder, open_recorder
 from mogine.analytics.records import Kind
+from mogine.analytics.spending import Spending
+from mogine.analytics.store import AnalyticsStore
 from mogine.answer import Manner
-from mogine.chat import Provider
+from mogine.chat import ChatMessage, Provider
 from mogine.errors import ErrorEnvelope, MogineError, NotFound, UpstreamTimeout, UpstreamUnavailable
 from mogine.kb.client import KnowledgeClient
-from mogine.providers.registry import open_providers
+from mogine.providers.registry import Roster, open_providers
 from mogine.serve.access import Buckets
-from mogine.serve.keys import NOTE, REQUEST_ID, SETTINGS, SITE, STATE
+from mogine.serve.books import Books, Cheaper
+from mogine.serve.budget import Amounts, Budget
+from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Limits, Place
 from mogine.serve.observe import Observation
-from mogine.serve.sessions import Sessions, VendorSessions
+from mogine.serve.prices import Prices, own_prices, shipped_prices
+from mogine.serve.renewal import Renewal, watching
+from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
+from mogine.serve.shared import SHARED, Remote, SharedLimits
 from mogine.serve.site import SiteFile
 from mogine.serve.visitors import Visitors
 from mogine.settings import PROVIDER_NAMES, Settings
@@ -38,13 +46,15 @@ class Desk:
 
     settings: Settings
     site: SiteFile
-    providers: Mapping[str, Provider]
+    providers: Roster
     knowledge: KnowledgeClient
     recorder: Recorder
+    books: Books
     limits: Limits
     visitors: Visitors
     sessions: Sessions
     vendor_sessions: VendorSessions
+    shared: Remote | None
     buckets: Buckets
 
     def provider(self, name: str) -> Provider:
@@ -53,6 +63,54 @@ class Desk:
         if provider is None:
             raise self.absent(name)
         return provider
+
+    def in_order(self, wanted: str = "") -> list[Provider]:
+        """Who is asked, in turn: `wanted` first, then the owner's order, at last the passages alone."""
+        names = dict.fromkeys((wanted, *self.providers.settings.provider_order, "extract"))
+        return [self.providers[name] for name in names if name in self.providers]
+
+    def affordable(self, wanted: str = "") -> list[Provider]:
+        """`in_order` as the budget allows: a cheaper model when it is tight, passages when it is spent."""
+        budget = self.books.budget
+        if budget.spent:
+            return [self.providers["extract"]]
+        cheap = self.providers.settings.doubao.cheap_model
+        providers = self.in_order(wanted)
+        if not (budget.tight and cheap):
+            return providers
+        return [Cheaper(p, cheap) if p.name == "doubao" else p for p in providers]
+
+    def require_budget(self, provider: Provider) -> None:
+        """Raises RateLimited when the budget is spent and `provider` costs money."""
+        if self.books.budget.spent and provider.dialect:
+            raise self.books.budget.refuse()
+
+    async def open_session(self, id: str, bucket: str) -> tuple[str, tuple[ChatMessage, ...]]:
+        """`Sessions.open`, of all workers."""
+        if self.shared is None:
+            return self.sessions.open(id, bucket)
+        return await self.shared.open_session(id, bucket)
+
+    def add_turn(self, id: str, bucket: str, question: str, answer: str) -> None:
+        """`Sessions.add`, for all workers."""
+        if self.shared is None:
+            self.sessions.add(id, bucket, question, answer)
+        else:
+            cut = {"question": question[:MAX_TURN_CHARS], "answer_text": answer[:MAX_TURN_CHARS]}
+            self.shared.tell(do="add_turn", id=id, visitor=bucket, **cut)
+
+    async def allows_vendor_session(self, id: str, bucket: str) -> bool:
+        """`VendorSessions.allows`, of all workers."""
+        if self.shared is None:
+            return self.vendor_sessions.allows(id, bucket)
+        return await self.shared.allows(id, bucket)
+
+    def note_vendor_session(self, id: str, bucket: str) -> None:
+        """`VendorSessions.note`, for all workers."""
+        if self.shared is None:
+            self.vendor_sessions.note(id, bucket)
+        else:
+            self.shared.tell(do="note", id=id, visitor=bucket)
 
     def absent(self, name: str) -> MogineError:
         """Why there is no provider `name`."""
@@ -93,11 +151,22 @@ DESK = web.AppKey("DESK", Desk)
 async def open_desk(app: web.Application) -> AsyncIterator[None]:
     """A cleanup context: open for as long as the server runs, and the record written when it ends."""
     settings = app[SETTINGS]
+    timezone = ZoneInfo(settings.analytics.timezone)
+    prices = Prices(shipped_prices(), own_prices(app[SITE].prices))
+    budget = open_budget(settings, timezone)
+    remote = app.get(SHARED)
+    limits = (
+        Limits(settings.access, app[STATE])
+        if remote is None
+        else SharedLimits(settings.access, app[STATE], remote)
+    )
     kb_url = settings.proxy.kb_url or settings.server_url("kb")
     async with (
         open_recorder(settings) as recorder,
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
+        watching(Renewal(providers), app[STATE].on_hangup),
+        budget.watching(),
     ):
         app[DESK] = Desk(
             settings,
@@ -105,13 +174,22 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             providers,
             knowledge,
             recorder,
-            Limits(settings.access, app[STATE]),
-            Visitors(settings.data_path, ZoneInfo(settings.analytics.timezone)),
+            Books(recorder, prices, budget, app[METERS], timezone),
+            limits,
+            Visitors(settings.data_path, timezone),
             Sessions(),
             VendorSessions(),
+            remote,
             Buckets(settings.access.trusted_proxies),
         )
         yield
+
+
+def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
+    """The budget of a home, not looked up yet."""
+    amounts = Amounts(settings.access.daily_budget_cny, settings.access.monthly_budget_cny)
+    longest = timedelta(seconds=settings.proxy.answer_timeout_s + 60)
+    return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
 
 
 def told(request: web.Request, error: Exception, seen: Observation) -> ErrorEnvelope:

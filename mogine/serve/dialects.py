@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mogine.chat import ChatMessage, ChatRequest, ImagePart, Provider
 from mogine.errors import Forbidden, RequestError
+from mogine.serve.traces import trace_of
 from mogine.settings import ProxySettings
 
 MAX_MESSAGES = 40
@@ -37,7 +38,7 @@ def parse(
 ) -> Asked:
     """The body of `POST /api/llm/{provider}`, in either dialect. Raises RequestError that names the field."""
     if "messages" in body:
-        return _openai(body, provider, limits)
+        return _openai(body, headers, provider, limits)
     if "input" in body or "prompt" in body:
         if provider.dialect != "dashscope":
             raise RequestError(
@@ -85,7 +86,9 @@ def max_body_bytes(limits: ProxySettings) -> int:
 # --- OpenAI ------------------------------------------------------------------------------------------
 
 
-def _openai(body: Mapping[str, Any], provider: Provider, limits: ProxySettings) -> Asked:
+def _openai(
+    body: Mapping[str, Any], headers: Mapping[str, str], provider: Provider, limits: ProxySettings
+) -> Asked:
     options = body.get("stream_options")
     stop = body.get("stop")
     request = ChatRequest(
@@ -97,6 +100,7 @@ def _openai(body: Mapping[str, Any], provider: Provider, limits: ProxySettings) 
         top_p=_number(body, "top_p", 1.0),
         stop=_stops([stop] if isinstance(stop, str) else stop),
         max_tokens=_max_tokens(body, limits),
+        traceparent=trace_of(headers),
     )
     include_usage = isinstance(options, dict) and options.get("include_usage") is True
     return Asked(request, "openai", include_usage=include_usage)
@@ -269,6 +273,7 @@ def _dashscope(
         session_id=session_id(given.get("session_id")) or None,
         incremental=_flag(parameters, "incremental_output"),
         thoughts=_flag(parameters, "has_thoughts"),
+        traceparent=trace_of(headers),
     )
     return Asked(request, "dashscope")
 

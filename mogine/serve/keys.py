@@ -7,6 +7,7 @@ from typing import NewType, Protocol
 from aiohttp import web
 
 from mogine.errors import MogineError
+from mogine.serve.metrics import Meters
 from mogine.settings import Settings, Site
 
 RequestId = NewType("RequestId", str)
@@ -22,15 +23,18 @@ class Answering(Protocol):
 
 @dataclass(slots=True)
 class ServerState:
-    """What changes while a server runs. `draining` is set by the runner when a stop was asked for."""
+    """What changes while a server runs. `draining` is set by the runner when a stop was asked for,
+    and it calls all of `on_hangup` at SIGHUP."""
 
     draining: bool = False
     running: set[Answering] = field(default_factory=set)
+    on_hangup: list[Callable[[], None]] = field(default_factory=list)
 
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SITE = web.AppKey("SITE", Site)
 STATE = web.AppKey("STATE", ServerState)
+METERS = web.AppKey("METERS", Meters)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 # What went wrong after an answer had begun, for the line in the log: its status was 200 by then.
 NOTE = web.RequestKey("NOTE", str)

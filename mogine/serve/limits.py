@@ -13,11 +13,12 @@ from mogine.settings import AccessSettings, RateLimit
 
 MAX_TRACKED_VISITORS = 10_000
 BUSY_RETRY_S = 5.0
+TOLD_AGAIN_S = 60.0
 OVERLOADED_RETRY_S = 2.0
 
 
 class TooOften(RateLimited):
-    """`repeated`: the visitor has been told so before in this window, which need not be recorded again."""
+    """`repeated`: the visitor has been told so within the last minute, which need not be recorded again."""
 
     def __init__(self, message: str, *, retry_after_s: float, repeated: bool) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
@@ -25,11 +26,13 @@ class TooOften(RateLimited):
 
 
 class Window:
-    """At most `limit.count` takings per key in any `limit.window_s` seconds; for a bounded number of keys."""
+    """At most `count` takings per key in any `window_s` seconds, for each of `limits`; for a bounded
+    number of keys. Exact: the moments of the last takings are kept, as many as the largest count."""
 
-    def __init__(self, limit: RateLimit, max_keys: int = MAX_TRACKED_VISITORS) -> None:
-        self._count = limit.count
-        self._window_s = limit.window_s
+    def __init__(self, *limits: RateLimit, max_keys: int = MAX_TRACKED_VISITORS) -> None:
+        self._limits = tuple((limit.count, float(limit.window_s)) for limit in limits)
+        self._longest_s = max(window_s for _, window_s in self._limits)
+        self._kept = max(count for count, _ in self._limits)
         self._max_keys = max_keys
         self._taken: OrderedDict[str, deque[float]] = OrderedDict()
         self._refused_at: dict[str, float] = {}
@@ -42,22 +45,29 @@ class Window:
         times = self._taken.get(key)
         if times is None:
             return 0.0
-        while times and now - times[0] >= self._window_s:
+        while times and now - times[0] >= self._longest_s:
             times.popleft()
-        return self._window_s - (now - times[0]) if len(times) >= self._count else 0.0
+        wait = 0.0
+        for count, window_s in self._limits:
+            if len(times) >= count and (left := window_s - (now - times[-count])) > wait:
+                wait = left
+        return wait
 
     def take(self, key: str, now: float) -> None:
         """Count one for `key`; the key that was quiet longest is forgotten when there are too many."""
-        self._taken.setdefault(key, deque()).append(now)
+        times = self._taken.get(key)
+        if times is None:
+            times = self._taken[key] = deque(maxlen=self._kept)
+        times.append(now)
         self._taken.move_to_end(key)
         if len(self._taken) > self._max_keys:
             forgotten, _ = self._taken.popitem(last=False)
             self._refused_at.pop(forgotten, None)
 
     def refuse(self, key: str, now: float) -> bool:
-        """Note a refusal; whether there was one before within the window."""
+        """Note a refusal; whether there was one in the minute before."""
         before = self._refused_at.get(key)
-        repeated = before is not None and now - before < self._window_s
+        repeated = before is not None and now - before < TOLD_AGAIN_S
         if not repeated and key in self._taken:
             self._refused_at[key] = now
         return repeated
@@ -72,8 +82,8 @@ class Limits:
         self._access = access
         self._state = state
         self._clock = clock
-        self._visitors = Window(access.rate_limit)
-        self._site = Window(access.site_rate_limit, max_keys=1)
+        self._visitors = Window(*access.rate_limit)
+        self._site = Window(*access.site_rate_limit, max_keys=1)
         self._open: dict[str, int] = {}
 
     @property
@@ -108,9 +118,11 @@ class Limits:
         now = self._clock()
         for window, key, whose in ((self._visitors, visitor, "you"), (self._site, "", "all visitors")):
             if wait := window.wait_s(key, now):
-                limit = self._access.rate_limit if key else self._access.site_rate_limit
+                rates = " and ".join(
+                    map(str, self._access.rate_limit if key else self._access.site_rate_limit)
+                )
                 raise TooOften(
-                    f"too many questions from {whose}: {limit} are allowed; wait {max(1, round(wait))} s",
+                    f"too many questions from {whose}: {rates} are allowed; wait {max(1, round(wait))} s",
                     retry_after_s=wait,
                     repeated=self._visitors.refuse(visitor, now),
                 )
@@ -136,12 +148,13 @@ class Limits:
 class Place:
     """One open answer: counted while `with` holds, and ended from outside by `stop`."""
 
-    __slots__ = ("_limits", "deadline", "visitor")
+    __slots__ = ("_limits", "deadline", "ticket", "visitor")
 
     def __init__(self, limits: Limits, visitor: str) -> None:
         self._limits = limits
         self.visitor = visitor
         self.deadline: Deadline | None = None
+        self.ticket = 0  # by which the parent of several workers knows it
 
     def __enter__(self) -> Self:
         self._limits.enter(self)

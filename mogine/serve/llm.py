@@ -1,15 +1,17 @@
 """`POST /api/llm/{provider}`: one question to one provider, answered in the dialect in which it was asked."""
 
+import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from aiohttp import web
 
+from mogine.analytics.records import Kind
 from mogine.answer import cite, find
-from mogine.chat import ChatEvent, ChatMessage, ChatRequest, Chunk, Citations, Provider, Usage
-from mogine.errors import ErrorEnvelope
+from mogine.chat import ChatEvent, ChatMessage, Chunk, Citations, Provider, Usage
+from mogine.errors import ErrorEnvelope, MogineError, RequestError, UpstreamError, UpstreamUnavailable
 from mogine.providers.compatible import OpenAIEncoder
 from mogine.providers.dashscope import DashScopeEncoder
 from mogine.providers.vendor import VendorProvider
@@ -17,7 +19,10 @@ from mogine.serve import sse
 from mogine.serve.app import ReadyJson, json_response, read_json
 from mogine.serve.desk import DESK, Desk, told
 from mogine.serve.dialects import Asked, Dialect, max_body_bytes, parse
+from mogine.serve.middlewares import error_body
 from mogine.serve.observe import Observation, recorded
+
+log = logging.getLogger(__name__)
 
 
 async def llm(request: web.Request) -> web.StreamResponse:
@@ -26,86 +31,140 @@ async def llm(request: web.Request) -> web.StreamResponse:
     provider = desk.provider(request.match_info["provider"])
     limits = desk.settings.proxy
     body = await read_json(request, max_body_bytes(limits))
-    asked = parse(body, request.headers, provider, limits)
+    return await relay(request, "llm", (provider,), parse(body, request.headers, provider, limits))
+
+
+async def relay(
+    request: web.Request, kind: Kind, providers: Sequence[Provider], asked: Asked
+) -> web.StreamResponse:
+    """Give the answer of the first of `providers`, or of the next where one fails before its first word.
+
+    `asked.request` is meant for the first; the others are asked for their own model.
+    """
+    desk = request.app[DESK]
+    limits = desk.settings.proxy
     bucket = desk.bucket(request)
-    seen = desk.observe(request, bucket, "llm", provider.name, asked.request.question)
-    with recorded(desk.recorder, seen), desk.limits.open(bucket) as place:
-        wanted = _settled(desk, asked.request, bucket, provider)
-        if not provider.dialect:
-            hits = await find(wanted, desk.knowledge, limits.kb_top_k)
-            wanted = replace(wanted, citations=tuple(cite(hits)))
-        if wanted is not asked.request:
-            asked = replace(asked, request=wanted)
-        seen.request, seen.model = wanted, wanted.model
-        if wanted.stream:
-            pushing = _Relay(provider, asked, seen).run if isinstance(provider, VendorProvider) else None
+    seen = desk.observe(request, bucket, kind, providers[0].name, asked.request.question)
+    with recorded(desk.books, seen), desk.limits.open(bucket) as place:
+        if desk.shared is not None:
+            await desk.shared.admit(place, bucket)
+        desk.require_budget(providers[0])
+        turns = _Turns(desk, bucket, providers, asked, seen)
+        if asked.request.stream:
             response = await sse.respond(
                 request,
-                pushing or _frames(provider, asked, seen),
+                turns.frames,
                 within=desk.within(place),
-                last_words=lambda error: _error_frame(asked.dialect, told(request, error, seen)),
+                last_words=lambda error: _error_frame(asked.dialect, told(request, error, seen), kind),
                 ping_s=limits.ping_s,
                 stall_s=limits.reader_timeout_s,
             )
         else:
             async with desk.within(place):
-                response = await _whole(request, provider, asked, seen)
+                response = await turns.whole(request)
         if seen.finish is not None and seen.finish.session_id:
-            desk.vendor_sessions.note(seen.finish.session_id, bucket)
+            desk.note_vendor_session(seen.finish.session_id, bucket)
         return response
 
 
-def _settled(desk: Desk, request: ChatRequest, bucket: str, provider: Provider) -> ChatRequest:
-    """The request with what the server adds: its own system prompt, which `extract` has no use for."""
-    if request.session_id and not desk.vendor_sessions.allows(request.session_id, bucket):
-        request = replace(request, session_id=None)
-    if not provider.dialect:
-        return request
-    system = desk.site.now().assistant.get("llm_system_prompt")
-    if isinstance(system, str) and system.strip():
-        return replace(request, messages=(ChatMessage("system", system.strip()), *request.messages))
-    return request
+class _Turns:
+    """Providers, asked one after the other until one has said a word; the first one's error is told."""
 
+    __slots__ = ("_asked", "_bucket", "_desk", "_error", "_providers", "_seen")
 
-async def _frames(provider: Provider, asked: Asked, seen: Observation) -> AsyncGenerator[bytes, None]:
-    """The answer's frames: the vendor's own bytes where it speaks the visitor's dialect."""
-    encoder = None if provider.dialect == asked.dialect else _encoder(asked, seen)
-    if encoder is not None and asked.request.citations:
-        citations = Citations(asked.request.citations)
-        seen.see(citations)
-        yield encoder.chunk(citations)
-    async with aclosing(provider.stream(asked.request)) as chunks:
-        async for chunk in chunks:
-            for event in chunk.events:
-                seen.see(event)
-            if encoder is not None:
-                if frames := b"".join(map(encoder.chunk, chunk.events)):
-                    yield frames
-            elif chunk.raw and (
-                asked.include_usage or asked.dialect != "openai" or not _only_usage(chunk.events)
-            ):
-                yield chunk.raw
-    if encoder is not None and (last := encoder.end()):
-        yield last
+    def __init__(
+        self, desk: Desk, bucket: str, providers: Sequence[Provider], asked: Asked, seen: Observation
+    ) -> None:
+        self._desk = desk
+        self._bucket = bucket
+        self._providers = providers
+        self._asked = asked
+        self._seen = seen
+        self._error: MogineError | None = None
+
+    async def frames(self, push: sse.Push) -> None:
+        """The frames of the first provider that has any."""
+        for provider in self._providers:
+            relay = _Relay(provider, await self._settled(provider), self._seen)
+            try:
+                return await relay.run(push)
+            except (UpstreamError, RequestError) as error:
+                if relay.begun:
+                    raise
+                self._failed(provider, error)
+        raise self._error or UpstreamUnavailable("there is no provider to answer")
+
+    async def whole(self, request: web.Request) -> web.StreamResponse:
+        """The answer in one piece."""
+        for provider in self._providers:
+            try:
+                return await _whole(request, provider, await self._settled(provider), self._seen)
+            except (UpstreamError, RequestError) as error:
+                self._failed(provider, error)
+        raise self._error or UpstreamUnavailable("there is no provider to answer")
+
+    def _failed(self, provider: Provider, error: MogineError) -> None:
+        # What the first provider calls a bad question is one; what a substitute cannot take is no news.
+        if len(self._providers) == 1 or (self._error is None and isinstance(error, RequestError)):
+            raise error
+        log.warning("provider %s gave no answer (%s)", provider.name, error.reason)
+        self._error = self._error or error
+
+    async def _settled(self, provider: Provider) -> Asked:
+        """The question as `provider` gets it, with what the server adds: its own system prompt, passages
+        for `extract`."""
+        desk, given = self._desk, self._asked.request
+        request = given
+        if request.provider != provider.name:
+            request = replace(request, provider=provider.name, model=provider.default_model, session_id=None)
+        if request.session_id and not await desk.allows_vendor_session(request.session_id, self._bucket):
+            request = replace(request, session_id=None)
+        if not provider.dialect:
+            hits = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
+            request = replace(request, citations=tuple(cite(hits)))
+        else:
+            system = desk.site.now().assistant.get("llm_system_prompt")
+            if isinstance(system, str) and system.strip():
+                turns = (ChatMessage("system", system.strip()), *request.messages)
+                request = replace(request, messages=turns)
+        self._seen.ask(provider.name, request)
+        return self._asked if request is given else replace(self._asked, request=request)
 
 
 class _Relay:
-    """`_frames` for a provider that pushes: chunks are looked at and handed on where they arrive."""
+    """An answer on its way: chunks are looked at and handed on where they arrive.
 
-    __slots__ = ("_asked", "_encoder", "_hide_usage", "_provider", "_push", "_seen")
+    Where the provider speaks the visitor's dialect its own bytes go out, else what an encoder makes of them.
+    """
 
-    def __init__(self, provider: VendorProvider, asked: Asked, seen: Observation) -> None:
+    __slots__ = ("_asked", "_encoder", "_hide_usage", "_provider", "_push", "_seen", "begun")
+
+    def __init__(self, provider: Provider, asked: Asked, seen: Observation) -> None:
         self._provider = provider
         self._asked = asked
         self._seen = seen
         self._encoder = None if provider.dialect == asked.dialect else _encoder(asked, seen)
         self._hide_usage = asked.dialect == "openai" and not asked.include_usage
         self._push: sse.Push | None = None
+        self.begun = False
 
     async def run(self, push: sse.Push) -> None:
+        """The whole answer, to `push`."""
         self._push = push
-        await self._provider.push(self._asked.request, self._take)
-        if self._encoder is not None and (last := self._encoder.end()) and (wait := push(last)) is not None:
+        encoder, request = self._encoder, self._asked.request
+        if encoder is not None and request.citations:
+            await self._take_now(Chunk(events=(Citations(request.citations),)))
+        if isinstance(self._provider, VendorProvider):
+            await self._provider.push(request, self._take)
+        else:
+            async with aclosing(self._provider.stream(request)) as chunks:
+                async for chunk in chunks:
+                    await self._take_now(chunk)
+        if encoder is not None and (last := encoder.end()) and (wait := push(last)) is not None:
+            await wait
+
+    async def _take_now(self, chunk: Chunk) -> None:
+        if (wait := self._take((chunk,))) is not None:
             await wait
 
     def _take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
@@ -120,7 +179,10 @@ class _Relay:
             elif not (self._hide_usage and events and type(events[0]) is Usage and _only_usage(events)):
                 frames.append(chunk.raw)
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        return self._push(data) if data and self._push is not None else None
+        if not data or self._push is None:
+            return None
+        self.begun = True
+        return self._push(data)
 
 
 async def _whole(
@@ -156,8 +218,9 @@ def _only_usage(events: tuple[ChatEvent, ...]) -> bool:
     return bool(events) and all(type(event) is Usage for event in events)
 
 
-def _error_frame(dialect: Dialect, error: ErrorEnvelope) -> bytes:
+def _error_frame(dialect: Dialect, error: ErrorEnvelope, kind: Kind) -> bytes:
     """The last frame of an answer that failed, such that the dialect's own clients raise it."""
+    body = error_body(error, openai=kind == "v1")
     if dialect == "openai":
-        return sse.event("error", error.to_dict())
-    return DashScopeEncoder("", error.request_id, "", incremental=True).error(error.to_dict())
+        return sse.event("error", body)
+    return DashScopeEncoder("", error.request_id, "", incremental=True).error(body)

@@ -17,8 +17,8 @@ FLUSH_S = 0.1
 REDACTED = "[redacted]"
 MIN_SECRET_CHARS = 6
 
-# When it ended (seconds since 1970), then ACCESS_FIELDS.
-RequestLine = tuple[float, str, str, str, int, float, str, str]
+# When it ended (seconds since 1970), then ACCESS_FIELDS, then the trace it belongs to.
+RequestLine = tuple[float, str, str, str, int, float, str, str, str]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -41,12 +41,29 @@ def known_secrets(settings: Settings) -> tuple[str, ...]:
                 getattr(settings, variable.section) if variable.section else settings, variable.name
             )
             found.update((value,) if isinstance(value, str) else value)
-    return tuple(sorted((s for s in found if len(s) >= MIN_SECRET_CHARS), key=len, reverse=True))
+    return longest_first(s for s in found if len(s) >= MIN_SECRET_CHARS)
+
+
+def longest_first(secrets: Iterable[str]) -> tuple[str, ...]:
+    """Each once; a secret that holds another comes before it."""
+    return tuple(sorted(set(secrets), key=len, reverse=True))
+
+
+def redact_also(settings: Settings) -> None:
+    """From here on the secrets of `settings` are taken out, too."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, TextLines | JsonLines):
+            handler.formatter.learn(known_secrets(settings))
 
 
 def one_line(text: str) -> str:
     """`text` with everything escaped that could start a new line or steer a terminal."""
     return _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _end(reason: str, trace: str) -> str:
+    """What only some lines have."""
+    return (f" {reason}" if reason else "") + (f" trace={trace}" if trace else "")
 
 
 class RequestLog:
@@ -62,9 +79,12 @@ class RequestLog:
         self._waiting: list[RequestLine] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def note(self, method: str, path: str, status: int, duration_ms: float, id: str, reason: str) -> None:
+    def note(
+        self, method: str, path: str, status: int, duration_ms: float, id: str, reason: str, trace: str = ""
+    ) -> None:
         """One request has ended."""
-        self._waiting.append((time.time(), self._server, method, path, status, duration_ms, id, reason))
+        line = (time.time(), self._server, method, path, status, duration_ms, id, reason, trace)
+        self._waiting.append(line)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
 
@@ -86,8 +106,8 @@ class RequestLog:
 
     def _emit(self, line: RequestLine, done: Sequence[logging.Handler]) -> None:
         """The line as an ordinary record, for handlers that are not ours."""
-        created, *fields, reason = line
-        args = (*fields, f" {reason}" if reason else "")
+        created, *fields, reason, trace = line
+        args = (*fields, _end(reason, trace))
         record = self._logger.makeRecord(
             self._logger.name, logging.INFO, __file__, 0, REQUEST_FORMAT, args, None
         )
@@ -125,6 +145,10 @@ class TextLines(logging.Formatter):
         self.converter = time.gmtime
         self._secrets = tuple(secrets)
 
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Take these out, too."""
+        self._secrets = longest_first((*self._secrets, *secrets))
+
     def format(self, record: logging.LogRecord) -> str:
         return one_line(redact(super().format(record), self._secrets))
 
@@ -132,15 +156,14 @@ class TextLines(logging.Formatter):
         """The same text as `format` gives for each."""
         second, stamp = 0, ""
         texts: list[str] = []
-        for created, server, method, path, status, duration_ms, id, reason in lines:
+        for created, server, method, path, status, duration_ms, id, reason, trace in lines:
             if int(created) != second:
                 second = int(created)
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
             shown = path if path.isascii() and path.isprintable() else one_line(path)
-            end = f" {reason}" if reason else ""
             texts.append(
                 f"{stamp} INFO mogine.access: {server} {method} {shown} {status}"
-                f" {duration_ms:.1f}ms {id}{end}\n"
+                f" {duration_ms:.1f}ms {id}{_end(reason, trace)}\n"
             )
         return redact("".join(texts), self._secrets)
 
@@ -151,6 +174,10 @@ class JsonLines(logging.Formatter):
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
         self._secrets = tuple(secrets)
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Take these out, too."""
+        self._secrets = longest_first((*self._secrets, *secrets))
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -176,7 +203,7 @@ class JsonLines(logging.Formatter):
         """The same objects as `format` gives for each."""
         second, stamp = 0, ""
         texts: list[str] = []
-        for created, *fields in lines:
+        for created, *fields, trace in lines:
             if int(created) != second:
                 second = int(created)
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
@@ -186,6 +213,8 @@ class JsonLines(logging.Formatter):
                 "logger": "mogine.access",
             }
             line.update(zip(ACCESS_FIELDS, fields, strict=True))
+            if trace:
+                line["trace_id"] = trace
             texts.append(json.dumps(line, ensure_ascii=True) + "\n")
         return redact("".join(texts), self._secrets)
 

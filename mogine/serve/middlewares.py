@@ -6,12 +6,14 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from mogine.errors import (
+    AnswerTooLong,
     ErrorEnvelope,
     MethodNotAllowed,
     MogineError,
@@ -19,10 +21,13 @@ from mogine.errors import (
     RequestError,
     TooLarge,
     Unauthorized,
+    UpstreamRefused,
 )
 from mogine.serve.access import Access, Gate
 from mogine.serve.keys import NOTE, REQUEST_ID
 from mogine.serve.logs import RequestLog
+from mogine.serve.metrics import Meters
+from mogine.serve.traces import trace_id, trace_of
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,8 @@ COMMON_HEADERS = {
     "Referrer-Policy": "same-origin",
     hdrs.SERVER: "mogine",
 }
+PATIENCE_S = 60.0  # who has to wait longer had better tell a person than ask again
+OPENAI_PATHS = "/v1/"
 
 
 class RequestIds:
@@ -55,7 +62,7 @@ class RequestIds:
         return f"{time.time_ns() // 1_000_000:012x}{self._drawn.pop()}"
 
 
-def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Middleware:
+def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access], meters: Meters) -> Middleware:
     """The one middleware of a server: id, log, errors, access, in this order.
 
     One function instead of four keeps the cost of a request low; `levels` maps each route's
@@ -83,7 +90,7 @@ def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Mid
             raise
         except Exception as error:
             told = translate(error, request)
-            response = error_response(told, request_id)
+            response = error_response(told, request_id, openai=request.path.startswith(OPENAI_PATHS))
             status = response.status
             error_reason = told.reason if isinstance(told, MogineError) else type(told).__name__
             if not isinstance(told, MogineError):
@@ -92,9 +99,17 @@ def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access]) -> Mid
         finally:
             error_reason = error_reason or request[NOTE]
             duration_ms = (time.perf_counter() - started) * 1000
-            lines.note(request.method, request.path, status, duration_ms, request_id, error_reason)
+            meters.request(request.method, route_of(request), status)
+            trace = trace_id(trace_of(request.headers))
+            lines.note(request.method, request.path, status, duration_ms, request_id, error_reason, trace)
 
     return middleware
+
+
+def route_of(request: web.Request) -> str:
+    """The route as it was declared, so that there are never more of them than we have; "" for none."""
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical
 
 
 async def _admit(
@@ -106,6 +121,8 @@ async def _admit(
     level = levels.get(request.match_info.handler)
     if level is Access.ADMIN:
         gate.check_admin(request)
+    elif level is Access.LOCAL:
+        gate.check_local(request)
     elif level is Access.VISITOR and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
         gate.check_origin(request)
     return await handler(request)
@@ -146,23 +163,40 @@ def prepare_headers(gate: Gate) -> Callable[[web.Request, web.StreamResponse], A
     return on_prepare
 
 
-def error_response(error: BaseException, request_id: str) -> web.Response:
+def error_response(error: BaseException, request_id: str, *, openai: bool = False) -> web.Response:
     """Any exception as the JSON answer of the contract, with the headers that its kind needs."""
     envelope = ErrorEnvelope.of(error, request_id)
     response = web.Response(
         status=envelope.code,
-        body=orjson.dumps(envelope.to_dict()),
+        body=orjson.dumps(error_body(envelope, openai=openai)),
         content_type="application/json",
         headers={hdrs.CACHE_CONTROL: "no-store"},
     )
     if isinstance(error, MogineError):
         if (wait := retry_after_s(error)) is not None:
             response.headers[hdrs.RETRY_AFTER] = str(wait)
+        if not worth_asking_again(error):
+            response.headers["x-should-retry"] = "false"
         if isinstance(error, Unauthorized):
             response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="mogine"'
         if isinstance(error, MethodNotAllowed):
             response.headers[hdrs.ALLOW] = error.allowed
     return response
+
+
+def error_body(envelope: ErrorEnvelope, *, openai: bool) -> dict[str, Any]:
+    """The error object; on `/v1` with the `param` that OpenAI's clients look for, null as it may be."""
+    body = envelope.to_dict()
+    if openai:
+        body["error"].setdefault("param", None)
+    return body
+
+
+def worth_asking_again(error: MogineError) -> bool:
+    """Whether the same question may be answered soon; the vendors' own clients ask again if not told."""
+    if isinstance(error, UpstreamRefused | AnswerTooLong) or error.reason == "budget_exhausted":
+        return False
+    return error.retry_after_s is None or error.retry_after_s <= PATIENCE_S
 
 
 def retry_after_s(error: MogineError) -> int | None:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from mogine.analytics.recorder import Recorder
 from mogine.analytics.records import Answered, Kind, QueryRecord, Status
 from mogine.answer import AnswerEvent, Answering, estimate_tokens
 from mogine.chat import ChatRequest, Citation, Citations, Delta, Finish, Reasoning, ToolCalls, Usage
 from mogine.errors import ContentFiltered, MogineError
+from mogine.serve.books import Books
 from mogine.serve.limits import TooOften
 from mogine.serve.visitors import utc_now
 
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
 SURE_SCORE = 0.3
+IMAGE_TOKENS = 1_000  # about what vision models read of one picture
 _MARK = re.compile(r"\[(\d{1,2})\]")
 
 
@@ -51,6 +52,10 @@ class Observation:
     def text(self) -> str:
         """The answer so far."""
         return "".join(self._texts)
+
+    def ask(self, provider: str, request: ChatRequest) -> None:
+        """From here on `provider` is asked, and what it reads and says may cost money."""
+        self.request, self.provider, self.model = request, provider, request.model
 
     def see(self, event: AnswerEvent) -> None:
         """Look at one event as it passes."""
@@ -93,9 +98,10 @@ class Observation:
             return "yes"
         return "unknown" if self.citations else "no"
 
-    def row(self, status: Status, reason: str) -> QueryRecord:
+    def row(self, status: Status, reason: str, books: Books) -> QueryRecord:
         """The row, told at the end."""
-        usage = self.usage or self._estimate()
+        # Whoever leaves before the first word has had the vendor read the question.
+        usage = self.usage or self._estimate(sent=status == "aborted")
         return QueryRecord(
             id=self.id,
             started_at=self.started_at,
@@ -116,6 +122,7 @@ class Observation:
             completion_tokens=usage.completion_tokens if usage else None,
             reasoning_tokens=usage.reasoning_tokens if usage else None,
             tokens_estimated=usage.estimated if usage else False,
+            cost_cny=books.cost_cny(self.provider, self.model, usage, self.started_at),
             first_token_ms=self.first_token_ms,
             duration_ms=self._elapsed_ms(),
         )
@@ -124,10 +131,13 @@ class Observation:
         """What the vendor told, else an estimate that says so; None when no provider was asked."""
         return self.usage or self._estimate()
 
-    def _estimate(self) -> Usage | None:
-        if self.request is None or self.first_token_ms is None:
+    def _estimate(self, *, sent: bool = False) -> Usage | None:
+        if self.request is None or (self.first_token_ms is None and not sent):
             return None
-        prompt = sum(estimate_tokens(message.text) for message in self.request.messages)
+        prompt = sum(
+            estimate_tokens(message.text) + IMAGE_TOKENS * len(message.images)
+            for message in self.request.messages
+        )
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=estimate_tokens(self.text) + self._reasoning_tokens,
@@ -142,10 +152,10 @@ class Observation:
 class recorded:
     """Record `seen` on every way out of the block; errors pass on."""
 
-    __slots__ = ("_recorder", "_seen")
+    __slots__ = ("_books", "_seen")
 
-    def __init__(self, recorder: Recorder, seen: Observation) -> None:
-        self._recorder = recorder
+    def __init__(self, books: Books, seen: Observation) -> None:
+        self._books = books
         self._seen = seen
 
     def __enter__(self) -> Observation:
@@ -164,7 +174,7 @@ class recorded:
         elif seen.error is not None:
             status, reason = _outcome(seen, seen.error)
         if status != "refused" or reason:
-            self._recorder.record(seen.row(status, reason))
+            self._books.close(seen.row(status, reason, self._books))
 
 
 def _outcome(seen: Observation, error: Exception) -> tuple[Status, str]:

@@ -1,18 +1,28 @@
 """The LLM proxy: the server that visitors talk to."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.serve import chat, llm
+from mogine.serve import chat, llm, v1
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app
 from mogine.serve.assets import asset_routes, redirect
 from mogine.serve.desk import DESK, open_desk
+from mogine.serve.keys import METERS, STATE
+from mogine.serve.metrics import Snapshot
+from mogine.serve.shared import REPORT_S
 from mogine.settings import Settings
+
+BREAKER = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
 ROUTES = (
     Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR),
+    Route(hdrs.METH_POST, "/v1/chat/completions", v1.completions, Access.VISITOR),
+    Route(hdrs.METH_GET, "/v1/models", v1.models, Access.VISITOR),
+    Route(hdrs.METH_GET, "/v1/models/{id:.+}", v1.model, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR),
     Route(hdrs.METH_GET, "/api/chat/config", chat.config, Access.PUBLIC),
     Route(hdrs.METH_GET, "/", redirect("chat/"), Access.PUBLIC),
@@ -23,8 +33,10 @@ def create_app(settings: Settings) -> web.Application:
     """The server of contract section 3."""
     origins = settings.access.allowed_origins
     pages = asset_routes(("chat", "shared"), ancestors=origins)
-    app = base_app(settings, "proxy", (*ROUTES, *pages), ready=_problems)
-    app.cleanup_ctx.append(open_desk)
+    app = base_app(
+        settings, "proxy", (*ROUTES, *pages), ready=_problems, details=_details, snapshot=_snapshot
+    )
+    app.cleanup_ctx.extend((open_desk, _reporting))
     return app
 
 
@@ -32,3 +44,68 @@ def _problems(app: web.Application) -> Mapping[str, str]:
     """The proxy answers as long as it runs; only a record that cannot be written is worth a word."""
     problem = app[DESK].recorder.stats().problem
     return {"record": problem} if problem else {}
+
+
+def _details(app: web.Application) -> Mapping[str, Any]:
+    """How the vendors are doing; a proxy without them still quotes passages, so it is ready."""
+    return {
+        "providers": {
+            vendor.name: {
+                "breaker": vendor.care.breaker.state,
+                "keys": len(vendor.care.keys.all),
+                "keys_resting": vendor.care.keys.resting,
+            }
+            for vendor in app[DESK].providers.vendors
+        }
+    }
+
+
+async def _snapshot(app: web.Application) -> Snapshot:
+    """All numbers of this server, of all its processes."""
+    remote = app[DESK].shared
+    return _own_snapshot(app) if remote is None else await remote.metrics(_own_snapshot(app))
+
+
+async def _reporting(app: web.Application) -> AsyncIterator[None]:
+    """A cleanup context: as one of several workers, tell the parent what was counted, also at the end."""
+    remote = app[DESK].shared
+    if remote is None:
+        yield
+        return
+
+    async def report() -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            remote.tell(do="report", snapshot=_own_snapshot(app).to_json())
+
+    task = asyncio.create_task(report())
+    yield
+    task.cancel()
+    remote.tell(do="report", snapshot=_own_snapshot(app).to_json())
+
+
+def _own_snapshot(app: web.Application) -> Snapshot:
+    """The numbers of this process."""
+    desk = app[DESK]
+    found = app[METERS].snapshot()
+    found.add("mogine_streams_open", (), len(app[STATE].running))
+    found.add("mogine_visitors_tracked", (), desk.limits.tracked)
+    for vendor in desk.providers.vendors:
+        name, care = (vendor.name,), vendor.care
+        for kind, count in care.errors.items():
+            found.add("mogine_upstream_errors", (*name, kind), count)
+        found.add("mogine_upstream_retries", name, vendor.retries.retried)
+        found.add("mogine_key_changes", name, care.key_changes)
+        found.add("mogine_breaker_open", name, BREAKER[care.breaker.state])
+        found.add("mogine_keys", name, len(care.keys.all))
+        found.add("mogine_keys_resting", name, care.keys.resting)
+    record = desk.recorder.stats()
+    found.add("mogine_rows_stored", (), record.stored)
+    found.add("mogine_rows_dropped", (), record.dropped)
+    found.add("mogine_rows_waiting", (), record.waiting)
+    found.add("mogine_rows_spooled", (), record.spooled)
+    budget = desk.books.budget
+    found.add("mogine_budget_used_ratio", (), budget.share)
+    found.add("mogine_spent_today_cny", (), budget.today_cny)
+    found.add("mogine_spent_month_cny", (), budget.month_cny)
+    return found

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from mogine.errors import SettingsError, Unavailable
 from mogine.serve.keys import STATE
+from mogine.serve.shared import SHARED, Remote
 from mogine.settings import Settings
 
 KEEP_ALIVE_S = 30.0  # also what a visitor has to send a request's head
@@ -68,9 +69,20 @@ class Running:
     settings: Settings
     apps: Mapping[str, web.Application]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which servers they are."""
+        return tuple(self.apps)
+
     def url(self, name: str) -> str:
         """Where this machine reaches the server."""
         return self.settings.server_url(name)
+
+    def hang_up(self) -> None:
+        """Read again what can be read again while serving."""
+        for app in self.apps.values():
+            for hook in app[STATE].on_hangup:
+                hook()
 
     def drain(self) -> None:
         """From now on: health says so, and new questions are refused."""
@@ -109,24 +121,36 @@ def run(
     names: Sequence[str],
     *,
     announce: Callable[[Running], Awaitable[None]] | None = None,
+    parent: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Returns when all is ended and written.
 
     `announce` is called once all servers answer. Raises SettingsError when one cannot be started;
-    then none is left running.
+    then none is left running. `parent` is the socket to the parent of several workers.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, names, announce))
+        runner.run(_serve(settings, names, announce, parent))
 
 
 async def _serve(
-    settings: Settings, names: Sequence[str], announce: Callable[[Running], Awaitable[None]] | None
+    settings: Settings,
+    names: Sequence[str],
+    announce: Callable[[Running], Awaitable[None]] | None,
+    parent: int | None,
 ) -> None:
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.signal)
-    async with started(settings, names) as running:
+    async with AsyncExitStack() as stack:
+        remote = None if parent is None else await Remote.open(parent)
+        if remote is not None:
+            listening = asyncio.create_task(remote.listen(stop.signal))
+            stack.callback(listening.cancel)
+        running = await stack.enter_async_context(started(settings, names, remote))
+        loop.add_signal_handler(signal.SIGHUP, running.hang_up)
+        if remote is not None:
+            remote.tell(do="ready")
         if announce is not None:
             await announce(running)
         spare_collector()
@@ -162,8 +186,11 @@ async def _until_idle(running: Running, seconds: float, now: asyncio.Event | Non
 
 
 @asynccontextmanager
-async def started(settings: Settings, names: Sequence[str]) -> AsyncIterator[Running]:
-    """The servers `names`, answering for as long as the context lasts.
+async def started(
+    settings: Settings, names: Sequence[str], remote: Remote | None = None
+) -> AsyncIterator[Running]:
+    """The servers `names`, answering for as long as the context lasts; with `remote`, as one of several
+    processes that share the port of the proxy.
 
     All ports are taken before the first server is opened, so that a port in use leaves nothing half-started.
     """
@@ -171,7 +198,8 @@ async def started(settings: Settings, names: Sequence[str]) -> AsyncIterator[Run
     async with AsyncExitStack() as stack:
         sockets: dict[str, list[socket.socket]] = {}
         for server in wanted:
-            bound = bind(settings.host, server.port(settings), server.port_setting)
+            shared = remote is not None and server.name == "proxy"
+            bound = bind(settings.host, server.port(settings), server.port_setting, shared=shared)
             sockets[server.name] = bound
             for each in bound:
                 stack.callback(each.close)
@@ -180,6 +208,8 @@ async def started(settings: Settings, names: Sequence[str]) -> AsyncIterator[Run
         apps: dict[str, web.Application] = {}
         for server in wanted:
             app = apps[server.name] = server.create_app(settings)
+            if remote is not None:
+                app[SHARED] = remote
             await _open(stack, app, sockets[server.name], server)
         yield Running(settings, apps)
 
@@ -207,8 +237,11 @@ async def _open(
             raise _no_port(error, host, port, server.port_setting) from error
 
 
-def bind(host: str, port: int, setting: str) -> list[socket.socket]:
-    """Sockets for every address of `host`, bound and not yet listening; SettingsError names the remedy."""
+def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[socket.socket]:
+    """Sockets for every address of `host`, bound and not yet listening; SettingsError names the remedy.
+
+    With `shared` other processes may listen on the same port, and the kernel spreads connections.
+    """
     try:
         addresses = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
@@ -221,6 +254,8 @@ def bind(host: str, port: int, setting: str) -> list[socket.socket]:
             sock = undo.enter_context(socket.socket(family, kind, protocol))
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):

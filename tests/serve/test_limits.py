@@ -65,7 +65,7 @@ def test_memory_of_visitors_is_bounded_and_the_quietest_is_forgotten_first() -> 
 
 def test_a_refused_question_takes_nothing_from_the_rate() -> None:
     clock = Clock()
-    gate, _ = limits(clock, rate_limit=RateLimit(2, 60), max_streams_per_visitor=1)
+    gate, _ = limits(clock, rate_limit=(RateLimit(2, 60),), max_streams_per_visitor=1)
     with gate.open("a"):
         for _ in range(5):
             with pytest.raises(RateLimited) as busy:
@@ -85,7 +85,7 @@ def test_a_refused_question_takes_nothing_from_the_rate() -> None:
 
 
 def test_a_site_that_is_asked_too_often_does_not_take_it_out_on_one_visitors_rate() -> None:
-    gate, _ = limits(Clock(), rate_limit=RateLimit(2, 60), site_rate_limit=RateLimit(1, 60))
+    gate, _ = limits(Clock(), rate_limit=(RateLimit(2, 60),), site_rate_limit=(RateLimit(1, 60),))
     with gate.open("a"):
         pass
     for visitor in ("a", "b", "c"):
