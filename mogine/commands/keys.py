@@ -75,14 +75,14 @@ def rotate(
 ) -> None:
     """Try a new key with one short question, then put it in the place of the first one.
 
-    Nothing is changed when the vendor does not take the new key. For a moment both stand in .env, the new one
-    first, so that no question meets a server that knows neither; running answers are not disturbed.
-
     Examples:
 
       mogine keys rotate doubao
 
       pass show ark/new-key | mogine keys rotate doubao
+
+    Nothing is changed when the vendor does not take the new key. For a moment both stand in .env, the new one
+    first, so that no question meets a server that knows neither; running answers are not disturbed.
     """
     shell = shell_of(ctx)
     path = _env_path(shell, provider)

@@ -68,7 +68,7 @@ def worker(
 
     Examples:
 
-      mogine serve all --workers 4
+      mogine worker proxy --descriptor 5
     """
     from mogine.serve import logs, runner
 

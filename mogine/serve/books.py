@@ -53,7 +53,7 @@ class Books:
 
     def _miss(self, provider: str, model: str) -> None:
         name = f"{provider}/{model}"
-        if name in self._unpriced or len(self._unpriced) > 100:
+        if not self.budget.is_set or name in self._unpriced or len(self._unpriced) > 100:
             return
         self._unpriced.add(name)
         log.warning(

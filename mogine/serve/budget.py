@@ -55,6 +55,11 @@ class Budget:
         self._told = ""
 
     @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return bool(self._limits)
+
+    @property
     def share(self) -> float:
         """The used part of the budget that is used most; 0 without one."""
         return self._share

@@ -11,7 +11,7 @@ from mogine.providers.registry import Roster
 from mogine.serve.logs import redact_also
 from mogine.settings import with_fresh_vendors
 
-LOOK_S = 0.4
+LOOK_S = 0.3
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +22,17 @@ class Renewal:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._path = roster.settings.home / ".env"
-        self._mark = mark(self._path)
+        self._taken = self._seen = mark(self._path)
 
     def look(self) -> bool:
-        """Take up the file if it has changed; whether it had."""
-        found = mark(self._path)
-        if found == self._mark:
+        """Take up the file if it has changed, and stayed so since the last look; whether that was so.
+
+        An editor may write a file piece by piece, and half of one is not to be believed.
+        """
+        before, self._seen = self._seen, mark(self._path)
+        if self._seen == self._taken or self._seen != before:
             return False
-        self._mark = found
+        self._taken = self._seen
         self.take_up()
         return True
 

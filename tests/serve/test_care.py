@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from mogine.providers.registry import open_providers
 from mogine.serve.desk import DESK
-from mogine.serve.renewal import LOOK_S
+from mogine.serve.renewal import Renewal
+from mogine.settings import load_settings
 from tests.serve.conftest import Start, assert_envelope, question
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.openai_like import OpenAIFake
@@ -83,7 +85,7 @@ async def test_new_keys_are_in_force_within_a_second_while_streams_go_on(
         else:
             await served.until(
                 lambda: _keys(served) == ("new-key",),
-                timeout_s=LOOK_S + 0.6,
+                timeout_s=1.0,
             )
         fake.play(script(say("新")))
         fresh = await served.post("/api/llm/doubao", body)
@@ -124,3 +126,18 @@ async def test_keys_of_the_process_environment_stay(home: Path, serve: Start) ->
         served.running.hang_up()
         assert (await served.post("/api/llm/doubao", question())).status == 200
     assert fake.requests[0].bearer == fake.environ["DOUBAO_API_KEY"]
+
+
+async def test_a_file_that_is_being_written_is_taken_up_when_it_is_whole(home: Path) -> None:
+    """F24."""
+    rewrite(home, DOUBAO_API_KEY="key")
+    async with open_providers(load_settings({}, home)) as roster:
+        keys = next(iter(roster.vendors)).care.keys
+        renewal = Renewal(roster)
+        assert not renewal.look()
+        (home / ".env").write_text("")
+        assert not renewal.look()
+        (home / ".env").write_text("DOUBAO_API_KEY=new-key\n")
+        assert not renewal.look() and keys.all == ("key",)
+        assert renewal.look() and not renewal.look()
+        assert keys.all == ("new-key",)
