@@ -170,7 +170,7 @@ def test_waits_are_measured_by_a_clock_that_nobody_sets(measured: type) -> None:
 
 # --- B1 to B4 ----------------------------------------------------------------------------------------
 
-HOSTILE = {
+HOSTILE: dict[str, Any] = {
     "base_url": "http://attacker.example",
     "api_base": "http://attacker.example",
     "api_key": "attackers-key",
