@@ -211,7 +211,7 @@ async def test_a_port_in_use_is_told_once_and_nothing_is_left_running(is_shared:
         taken.listen()
         env = {"MOGINE_PROXY_PORT": str(taken.getsockname()[1])}
         async with site(home, env) as served:
-            assert await served.stop() == 2
+            assert await asyncio.wait_for(served.process.wait(), 20) == 2
     assert sum("MOGINE_PROXY_PORT" in line for line in served.said) == 1
 
 
@@ -237,5 +237,5 @@ async def test_a_hangup_brings_new_keys_to_every_worker(home: Path) -> None:
 
 async def test_workers_are_for_the_proxy(home: Path) -> None:
     async with site(home, {}, which="kb") as served:
-        assert await served.stop() == 2
+        assert await asyncio.wait_for(served.process.wait(), 20) == 2
     assert "--workers is for the proxy" in "".join(served.said)
