@@ -129,7 +129,10 @@ def imported_by(folder: str) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in {
+                "importlib.import_module",
+                "importlib.util.find_spec",
+            }:
                 names |= {str(part.value) for part in node.args if isinstance(part, ast.Constant)}
     return names - sys.stdlib_module_names - {"mogine", "tests"}
 

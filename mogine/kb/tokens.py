@@ -97,7 +97,7 @@ class Tokenizer:
         rows = [*self._rows.get(key, ())]
         if key > _BLANK_KEY:
             # A blank alone is a way to begin every word.
-            rows += self._rows.get(_BLANK_KEY, ())
+            rows.extend(self._rows.get(_BLANK_KEY, ()))
         known = {}
         for row in rows:
             piece = bytes(words.letters[words.ends[row] : words.ends[row + 1]]).decode()
@@ -106,7 +106,7 @@ class Tokenizer:
 
 
 def _by_first_byte(words: Words) -> dict[int, Numbers]:
-    """First byte to the numbers of the pieces; _BLANK_KEY + the next byte for pieces that begin with a blank."""
+    """First byte to the numbers of the pieces; past _BLANK_KEY, of the byte after a blank."""
     letters = np.frombuffer(words.letters, dtype=np.uint8)
     starts = words.ends[:-1].astype(np.int64)
     lengths = words.ends[1:].astype(np.int64) - starts
