@@ -17,8 +17,9 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 # Of each index. With more, nothing gets better; with 20, answers in the other language get lost.
 _CANDIDATES = 50
-# What a passage in the other language is given for words that it cannot share with the question.
-_OTHER_LANGUAGE_SHARE = 0.7
+# What a passage in the other language is given at most for words that it cannot share with the question:
+# as much as the best of the others, while none of them has many of the question's words.
+_LENT_AT_MOST = 0.15
 
 
 class KnowledgeBase:
@@ -105,10 +106,11 @@ class KnowledgeBase:
         """The mean of cosine and lexical share.
 
         By score and not by rank: reciprocal rank fusion loses 9 points of nDCG and nearly all answers in
-        the other language. Those share no words with the question, so they are lent a part of the best.
+        the other language. Those share no words with the question, so they are lent what the best has, but
+        only so much that a passage that clearly matches in the question's own language comes first.
         """
         asked = language(query)
-        lent = _OTHER_LANGUAGE_SHARE * max(shares.values(), default=0.0)
+        lent = min(_LENT_AT_MOST, max(shares.values(), default=0.0))
         languages = self._catalogue.languages(list(cosines))
         return {
             number: (cosine + max(shares.get(number, 0.0), lent if languages[number] != asked else 0.0)) / 2

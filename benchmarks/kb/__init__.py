@@ -1,0 +1,1 @@
+"""How fast the knowledge base answers and takes in."""
