@@ -11,7 +11,7 @@ import numpy as np
 from mogine.errors import StoreError
 from mogine.kb.onnx import MICROSOFT, Graph
 from mogine.kb.tokens import Tokenizer
-from mogine.kb.weights import Floats, Weights, unpacked
+from mogine.kb.weights import Floats, Weights
 
 MODEL_NAME = "e5-small-q4.bin"
 
@@ -32,7 +32,6 @@ class E5Engine:
         self._weights = Weights(path or model_path())
         self._tokenizer = Tokenizer(self._weights.words)
         self._jobs = jobs or len(os.sched_getaffinity(0))
-        self._rows = self._weights.blocks("emb.word", self.dimensions)
         places = self._weights.floats("emb.pos").reshape(-1, self.dimensions)
         self._places = places + self._weights.floats("emb.type")[: self.dimensions]
         options = onnxruntime.SessionOptions()
@@ -44,6 +43,8 @@ class E5Engine:
         self._session = onnxruntime.InferenceSession(
             _model(self._weights), options, providers=["CPUExecutionProvider"]
         )
+        # It keeps the 21 MB that it was read from, for other processors than ours.
+        vars(self._session).pop("_model_bytes", None)
 
     @property
     def dimensions(self) -> int:
@@ -71,7 +72,7 @@ class E5Engine:
         total = np.zeros(self.dimensions, dtype=np.float64)
         for start in range(0, max(1, len(tokens)), room):
             window = [words.begin, *tokens[start : start + room], words.end]
-            given = unpacked(self._rows[window]) + self._places[: len(window)]
+            given = self._weights.rows("emb.word", window, self.dimensions) + self._places[: len(window)]
             (mean,) = self._session.run(None, {"given": given[None]})
             total += mean[0] * max(1, len(window) - 2)
         return (total / np.linalg.norm(total)).astype(np.float32)
@@ -130,7 +131,7 @@ def _attended(graph: Graph, weights: Weights, state: str, layer: str) -> str:
 
 def _times(graph: Graph, weights: Weights, given: str, names: Sequence[str], width: int) -> str:
     """`given` times one matrix, or several side by side, in int8, plus the bias."""
-    matrix = np.concatenate([unpacked(weights.blocks(f"{name}.w", width)) for name in names]).T
+    matrix = np.concatenate([weights.matrix(f"{name}.w", width) for name in names]).T
     scales = np.maximum(np.abs(matrix).max(axis=0), 1e-12) / _MOST
     name = names[0]
     inputs = [

@@ -89,7 +89,7 @@ class Readers:
             for _ in range(count):
                 db = open_for_reading(folder)
                 self._idle.put(db)
-                db.execute("PRAGMA mmap_size = 1073741824")
+                db.execute("PRAGMA mmap_size = 0")
                 db.execute("SELECT count(*) FROM documents").fetchone()
         except sqlite3.Error as error:
             self.close()

@@ -100,7 +100,7 @@ class Tokenizer:
             rows.extend(self._rows.get(_BLANK_KEY, ()))
         known = {}
         for row in rows:
-            piece = bytes(words.letters[words.ends[row] : words.ends[row + 1]]).decode()
+            piece = words.letters[words.ends[row] : words.ends[row + 1]].decode()
             known[piece] = (int(row), float(words.scores[row]))
         return _Pieces(known, max(map(len, known), default=0))
 

