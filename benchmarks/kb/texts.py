@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from mogine.kb.embedders import Vectors
+from mogine.kb.embedders import Vectors, unit
 from mogine.kb.passages import Document, Passage
 
 WORDS = 40_000
@@ -110,7 +110,7 @@ class InventedVectors:
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
         noise = self._random.standard_normal((len(texts), self.dimensions))
         rows = self._centres[self.topic] + noise
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit(rows.astype(np.float32))
 
     def embed_questions(self, texts: Sequence[str]) -> Vectors:
         return self.embed_passages(texts)

@@ -1,6 +1,7 @@
 """The read side of one generation: finds passages by meaning and by words, and adds both up."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from typing import Literal, get_args
 
 from mogine.errors import RequestError, Unavailable
@@ -20,6 +21,15 @@ _CANDIDATES = 50
 # What a passage in the other language is given at most for words that it cannot share with the question:
 # as much as the best of the others, while none of them has many of the question's words.
 _LENT_AT_MOST = 0.15
+
+
+def _always() -> bool:
+    return True
+
+
+def _go_on(is_wanted: Callable[[], bool]) -> None:
+    if not is_wanted():
+        raise CancelledError
 
 
 class KnowledgeBase:
@@ -59,23 +69,30 @@ class KnowledgeBase:
             self._vectors.warm(self.generation.manifest.dimensions)
         self._lexical.search("mogine", 1)
 
-    def search(self, query: str, top_k: int = 3, mode: Mode = "hybrid") -> list[Hit]:
+    def search(
+        self, query: str, top_k: int = 3, mode: Mode = "hybrid", *, is_wanted: Callable[[], bool] = _always
+    ) -> list[Hit]:
         """The best passages, best first; scores lie in 0-1 and compare within a mode.
 
+        Ends with CancelledError as soon as `is_wanted` says no; it is asked between the steps.
         Without vectors `hybrid` is `keyword`, and `vector` is refused. Raises RequestError, StoreError,
         and UpstreamError when an embedder elsewhere fails.
         """
+        _go_on(is_wanted)
         if mode == "vector" and self._vectors is None:
             raise RequestError("this knowledge base has no vectors (MOGINE_EMBEDDER=none)", param="mode")
         if mode == "keyword" or self._vectors is None:
             scores = self._lexical.search(query, top_k)
         else:
             vector = self._embedder.embed_questions([query])[0]
+            _go_on(is_wanted)
             nearest = self._vectors.search(vector, max(top_k, _CANDIDATES))
             if mode == "vector":
                 scores = {number: max(0.0, cosine) for number, cosine in nearest.items()}
             else:
+                _go_on(is_wanted)
                 shares = self._lexical.search(query, max(top_k, _CANDIDATES))
+                _go_on(is_wanted)
                 missing = [number for number in shares if number not in nearest]
                 cosines = {**nearest, **self._vectors.cosines(vector, missing)}
                 scores = self._fuse(query, cosines, shares)

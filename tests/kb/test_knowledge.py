@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_meaning_and_words_add_up(build: Build) -> None:
     assert scores["both.md"] == pytest.approx((0.8 + keyword["both.md"]) / 2, abs=1e-3)
 
 
-def test_passage_in_the_other_language_is_lent_a_share_of_the_best(build: Build) -> None:
+def test_passage_in_the_other_language_is_lent_what_the_best_has_up_to_a_limit(build: Build) -> None:
     """It has no word in common with the question, so words would always push it down."""
     table = {
         "怎么退款": (1, 0, 0),
@@ -116,9 +117,38 @@ def test_passage_in_the_other_language_is_lent_a_share_of_the_best(build: Build)
         embedder=Placed(table),
     )
     best = knowledge.search("怎么退款", 1, "keyword")[0].score
+    assert best > 0.15
     scores = {h.passage.source: h.score for h in knowledge.search("怎么退款", 2)}
-    assert scores["en.md"] == pytest.approx((0.9 + 0.7 * best) / 2, abs=1e-3)
+    assert scores["en.md"] == pytest.approx((0.9 + 0.15) / 2, abs=1e-3)
     assert scores["zh.md"] == pytest.approx((0.3 + best) / 2, abs=1e-3)
+
+
+def test_passage_that_clearly_matches_in_the_own_language_comes_before_one_in_the_other(build: Build) -> None:
+    table = {
+        "怎么退款": (1, 0, 0),
+        "You get your money back": (0.6, 0.8, 0),
+        "退款：怎么申请退款": (0.5, 0.866, 0),
+    }
+    knowledge = build(
+        make_document("en.md", "You get your money back"),
+        make_document("zh.md", "退款：怎么申请退款"),
+        embedder=Placed(table),
+    )
+    assert found(knowledge, "怎么退款", 2) == ["zh.md", "en.md"]
+
+
+def test_search_that_nobody_wants_any_more_ends_before_its_next_step(build: Build) -> None:
+    embedder = CharacterEmbedder()
+    knowledge = build(make_document("a.md", "退款"), embedder=embedder)
+    asked = []
+
+    def until_third() -> bool:
+        asked.append(1)
+        return len(asked) < 3
+
+    with pytest.raises(CancelledError):
+        knowledge.search("退款", is_wanted=until_third)
+    assert len(asked) == 3
 
 
 def test_passage_that_only_words_find_gets_its_cosine_too(build: Build) -> None:

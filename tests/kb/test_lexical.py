@@ -119,8 +119,20 @@ def test_words_that_are_everywhere_are_not_asked_for_in_a_large_base(tmp_path: P
 def test_long_question_costs_no_more_than_its_rarest_terms(tmp_path: Path) -> None:
     with index_of(tmp_path, "needle in the text", "hay") as index:
         asked = " ".join(f"filler{i}" for i in range(3000)) + " needle"
-        assert first(index, asked) is None, "64 absent terms are rarer"
-        assert first(index, " ".join(f"filler{i}" for i in range(50)) + " needle") == 1
+        assert first(index, asked) == 1, "terms that stand nowhere take no place"
+
+
+def test_only_the_rarest_terms_of_a_question_are_asked_for(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(20)]
+    texts = [" ".join(words[i:]) for i in range(20)]
+    with index_of(tmp_path, *texts, "word19") as index:
+        found = index.search(" ".join(words), 50)
+        assert 21 not in found and len(found) == 12, "the twelve rarest stand in the first twelve passages"
+
+
+def test_words_that_stand_nowhere_lessen_the_share(tmp_path: Path) -> None:
+    with index_of(tmp_path, "needle in the text", "hay") as index:
+        assert index.search("needle absent", 1)[1] < index.search("needle", 1)[1]
 
 
 def test_removed_text_is_found_no_more_and_its_counts_are_gone(tmp_path: Path) -> None:

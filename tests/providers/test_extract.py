@@ -68,6 +68,30 @@ def test_only_passages_near_the_best_are_quoted_and_at_most_three() -> None:
     assert numbers == ["2", "3", "5"]
 
 
+def quoted_numbers(asked: str, *citations: Citation) -> list[str]:
+    return [text[text.rindex("[") + 1] for text in paragraphs(asked, citations)[1:]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"), [("怎么退货？", ["1", "3"]), ("How do I return goods?", ["2", "4"])]
+)
+def test_passages_in_the_language_of_the_question_come_alone_when_they_answer(
+    asked: str, numbers: list[str]
+) -> None:
+    passages = (
+        cited(1, "七天内可以退货。", 0.6),
+        cited(2, "Goods can be returned within seven days.", 0.62),
+        cited(3, "退货请先联系客服。", 0.5),
+        cited(4, "Please contact us first (客服).", 0.45),
+    )
+    assert quoted_numbers(asked, *passages) == numbers
+
+
+def test_an_answer_that_stands_only_in_the_other_language_is_quoted() -> None:
+    passages = (cited(1, "Goods can be returned within seven days.", 0.6), cited(2, "我们的历史。", 0.3))
+    assert quoted_numbers("怎么退货？", *passages) == ["1"]
+
+
 def test_blank_passages_are_not_quoted() -> None:
     assert len(paragraphs("退货", (cited(1, " \n "), cited(2, "七天。", 0.1)))) == 2
     assert "没有找到" in paragraphs("退货", (cited(1, " \n "),))[0]

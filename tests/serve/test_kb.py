@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from mogine.errors import Unavailable, UpstreamUnavailable
@@ -18,7 +20,7 @@ from mogine.kb.embedders import NoEmbedder, Vectors, open_embedder
 from mogine.kb.generations import Generations
 from mogine.kb.knowledge import KnowledgeBase
 from mogine.kb.passages import Document, Passage, document_id
-from mogine.serve.kb import NO_GENERATION, Shelf
+from mogine.serve.kb import NO_GENERATION, Query, Shelf
 from mogine.serve.runner import started
 from mogine.settings import Settings, load_settings
 from tests.kb.conftest import CharacterEmbedder, make_document, take_in
@@ -185,11 +187,65 @@ async def test_embedder_elsewhere_that_fails_costs_the_meaning_not_the_words(
             body = (await client.get("/api/search?q=退款")).json()
             assert body["mode"] == "hybrid"
             await fake.stop()
+            for _ in range(2):
+                body = (await client.get("/api/search?q=申请退款")).json()
+                assert (body["mode"], body["results"][0]["source"]) == ("keyword", "a.md")
             body = (await client.get("/api/search?q=退款")).json()
-            assert (body["mode"], body["results"][0]["source"]) == ("keyword", "a.md")
+            assert body["mode"] == "hybrid", "an answer of before is still known, one by words alone is not"
             response = await client.get("/api/search?q=退款&mode=vector")
             assert_envelope(response, 503, "upstream_unavailable")
     assert "keywords only" in caplog.text
+
+
+async def test_known_answer_ends_with_its_generation(words: Settings) -> None:
+    ingest(words, make_document("a.md", "refund policy"))
+    async with serving(words) as client:
+        await ready(client)
+        first = (await client.get("/api/search?q=refund")).json()
+        again = (await client.get("/api/search?q=refund")).json()
+        assert (again["results"], again["generation"]) == (first["results"], first["generation"])
+        name = await asyncio.to_thread(ingest, words, make_document("b.md", "refund refund"))
+        await until(client, "/api/kb/health", lambda r: r.json()["generation"] == name)
+        later = (await client.get("/api/search?q=refund")).json()
+    assert {result["source"] for result in later["results"]} == {"a.md", "b.md"}
+
+
+async def test_search_whose_client_has_left_is_not_finished(words: Settings) -> None:
+    ingest(words, make_document("a.md", "refund"))
+    is_asked, may_go_on, outcome = threading.Event(), threading.Event(), []
+
+    class Slow(NoEmbedder):
+        name = "slow"
+        dimensions = 2
+
+        def embed_passages(self, texts: Sequence[str]) -> Vectors:
+            return np.tile(np.array([1, 0], dtype=np.float32), (len(texts), 1))
+
+        def embed_questions(self, texts: Sequence[str]) -> Vectors:
+            is_asked.set()
+            outcome.append(may_go_on.wait(10))
+            return self.embed_passages(texts)
+
+    embedder = Slow()
+    generations = Generations(words.kb_path)
+    with generations.begin(embedder) as draft:
+        draft.replace(*make_document("b.md", "refund"))
+        draft.commit()
+    shelf = Shelf(generations, embedder)
+    may_go_on.set()
+    await asyncio.to_thread(shelf.refresh)
+    may_go_on.clear()
+    is_asked.clear()
+    query = Query("refund", 3, "hybrid")
+    search = asyncio.create_task(shelf.search(query))
+    await asyncio.to_thread(is_asked.wait, 10)
+    search.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await search
+    may_go_on.set()
+    _, _, hits = await shelf.search(query)
+    assert hits and len(outcome) >= 2, "what was left undone is not taken for an answer"
+    await asyncio.to_thread(shelf.close)
 
 
 # --- before and after documents ------------------------------------------------------------------
