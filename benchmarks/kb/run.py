@@ -2,10 +2,10 @@
 
     python -m benchmarks.kb.run [--passages 10000] [--home FOLDER] [--seconds 10] [--ingest 200]
 
-Builds a base of so many passages (their vectors are invented, which saves the hours that embedding takes;
-with --home it is kept and found again), starts `mogine serve kb` on it as an owner does, and asks questions that
-the bundled model embeds as always: no question twice, so no cache helps. Then takes in documents with the model,
-and the same ones again unchanged. A table on stderr, JSON on stdout.
+Builds a base of so many passages; their vectors are invented, which saves the hours that embedding takes, and
+with --home it is kept and found again. Starts `mogine serve kb` on it as an owner does, and asks questions that
+the bundled model embeds as always, none twice, so no cache helps. Then takes in documents with the model, and
+the same ones again unchanged. A table on stderr, JSON on stdout.
 """
 
 import argparse
@@ -72,11 +72,10 @@ def server(home: Path) -> Iterator[tuple[int, int]]:
 
 def is_ready(port: int) -> bool:
     try:
-        return (
-            json.loads(get(http.client.HTTPConnection("127.0.0.1", port), "/api/kb/health"))["status"] == "ok"
-        )
+        health = json.loads(get(http.client.HTTPConnection("127.0.0.1", port), "/api/kb/health"))
     except (OSError, http.client.HTTPException):
         return False
+    return bool(health["status"] == "ok")
 
 
 def get(connection: http.client.HTTPConnection, path: str) -> bytes:

@@ -10,11 +10,12 @@ questions, each Chinese and other. It holds sums over hundreds of texts, none of
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.retrieval.sets import load_set
+from benchmarks.retrieval.sets import RetrievalSet, load_set
 from mogine.ingest.chunk import chunk
 from mogine.kb.embedders import MEANS_PATH, CachedEmbedder, E5Embedder, Vectors
 from mogine.kb.passages import language
@@ -26,6 +27,25 @@ def mean_of_languages(texts: list[str], rows: Vectors) -> Vectors:
     return np.array([rows[chinese].mean(axis=0), rows[~chinese].mean(axis=0)], dtype=np.float32)
 
 
+def texts_of(found: RetrievalSet) -> tuple[list[str], list[str]]:
+    """Passages as ingest cuts them, and questions."""
+    return (
+        [passage.searchable for document in found.documents for passage in chunk(document)],
+        [question.text for question in found.questions],
+    )
+
+
+def means_of(passages: Sequence[str], questions: Sequence[str], embedder: CachedEmbedder) -> Vectors:
+    """What CentredEmbedder takes away; each text counts once."""
+    each, asked = list(dict.fromkeys(passages)), list(dict.fromkeys(questions))
+    return np.array(
+        [
+            mean_of_languages(each, embed_in_steps(embedder, each)),
+            mean_of_languages(asked, embedder.embed_questions(asked)),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("sets", type=Path)
@@ -33,18 +53,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         embedder = CachedEmbedder(E5Embedder(), arguments.cache or Path(folder) / "vectors.db")
-        passages: dict[str, None] = {}
-        questions: dict[str, None] = {}
+        passages: list[str] = []
+        questions: list[str] = []
         for path in sorted(p for p in arguments.sets.iterdir() if p.is_dir()):
-            found = load_set(path)
-            passages.update(dict.fromkeys(p.searchable for d in found.documents for p in chunk(d)))
-            questions.update(dict.fromkeys(q.text for q in found.questions))
-        means = np.array(
-            [
-                mean_of_languages(list(passages), embed_in_steps(embedder, list(passages))),
-                mean_of_languages(list(questions), embedder.embed_questions(list(questions))),
-            ]
-        )
+            of_set = texts_of(load_set(path))
+            passages += of_set[0]
+            questions += of_set[1]
+        means = means_of(passages, questions, embedder)
     np.save(MEANS_PATH, means)
     print(f"{MEANS_PATH}: {len(passages)} passages, {len(questions)} questions")
 
