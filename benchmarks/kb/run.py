@@ -3,9 +3,9 @@
     python -m benchmarks.kb.run [--passages 10000] [--home FOLDER] [--seconds 10] [--ingest 200]
 
 Builds a base of so many passages; their vectors are invented, which saves the hours that embedding takes, and
-with --home it is kept and found again. Starts `mogine serve kb` on it as an owner does, and asks questions that
-the bundled model embeds as always, none twice, so no cache helps. Then takes in documents with the model, and
-the same ones again unchanged. A table on stderr, JSON on stdout.
+with --home it is kept and found again. Starts `mogine serve kb` on it as an owner does, and asks questions
+that the bundled model embeds as always, none twice, so no cache helps. Then takes in documents with the
+model, and the same ones again unchanged. A table on stderr, JSON on stdout.
 """
 
 import argparse
