@@ -23,12 +23,11 @@ def read_sources(db: sqlite3.Connection) -> dict[str, str]:
     return dict(db.execute("SELECT source, digest FROM documents"))
 
 
-def read_documents(db: sqlite3.Connection) -> Iterator[tuple[Document, list[Passage]]]:
-    """All documents with their passages, to be taken in again; the whole texts are not kept."""
+def read_documents(db: sqlite3.Connection) -> Iterator[tuple[Document, list[tuple[int, Passage]]]]:
+    """All documents with their numbered passages, to be taken in again; the whole texts are not kept."""
     rows = db.execute("SELECT source, title, digest, url, updated FROM documents ORDER BY number")
     for source, title, digest, url, updated in rows.fetchall():
-        passages = CatalogueWriter(db).passages_of(source)
-        yield Document(source, title, "", digest, url, updated), [passage for _, passage in passages]
+        yield Document(source, title, "", digest, url, updated), CatalogueWriter(db).passages_of(source)
 
 
 class CatalogueWriter:

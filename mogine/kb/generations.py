@@ -10,22 +10,26 @@ data/kb/generations/draft-...    being built; debris once its writer is dead
 import fcntl
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mogine.errors import Locked, MogineError, NotFound, StoreError
 from mogine.kb.catalogue import CatalogueWriter, read_documents, read_sources
 from mogine.kb.embedders import Embedder, NoEmbedder
-from mogine.kb.lexical import LexicalWriter
+from mogine.kb.lexical import TERMS, LexicalWriter
 from mogine.kb.passages import Document, Passage
 from mogine.kb.texts import create_texts, open_for_reading, open_for_writing
 from mogine.kb.vectors import VectorIndex
@@ -35,11 +39,17 @@ KEPT = 3
 # A server may be a moment behind: what has just been replaced stays until it must have moved on.
 GRACE_S = 15.0
 _EMBED_AT_ONCE = 32
+_TAKE_OVER_AT_ONCE = 2000
+_BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a generation says about itself."""
+    """What a generation says about itself.
+
+    `versions` are those of what wrote it. `checksums` tell of every file that opening it does not change
+    (Chroma notes each opening in its own database).
+    """
 
     format: int
     embedder: str
@@ -48,6 +58,7 @@ class Manifest:
     passages: int
     created_at: str
     versions: Mapping[str, str]
+    checksums: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,17 @@ class Generation:
     name: str
     path: Path
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A generation as it is listed: `generation` is None when `problem` says why it cannot be used."""
+
+    name: str
+    is_current: bool
+    bytes: int
+    generation: Generation | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +116,24 @@ class Generations:
         """Those that `rollback` can go to and the current one, newest first."""
         pointer = self._read_pointer()
         return [self._open(name) for name in reversed(pointer.kept)] if pointer else []
+
+    def listed(self) -> list[Kept]:
+        """As `kept`, damaged ones too."""
+        pointer = self._read_pointer()
+        return [self._listed(name, pointer.current) for name in reversed(pointer.kept)] if pointer else []
+
+    def forget_others(self) -> list[str]:
+        """Removes all generations but the current, so that what it does not hold is nowhere; their names.
+
+        A server that still has one of them open keeps its files until it has moved on. Raises Locked.
+        """
+        with self._lock():
+            pointer = self._read_pointer()
+            if pointer is None:
+                return []
+            self._write_pointer(_Pointer(pointer.current, (pointer.current,)))
+            self._sweep()
+            return [name for name in pointer.kept if name != pointer.current]
 
     def rollback(self, name: str | None = None) -> Generation:
         """Lets `name` serve again, by default the one before the current. Raises NotFound, Locked."""
@@ -150,13 +190,21 @@ class Generations:
                     f"{path} has format {fields.get('format')}, this mogine reads format {FORMAT}; "
                     "use the mogine that wrote it, or remove data/kb/current.json and run `mogine kb ingest`"
                 )
-            return Generation(
-                name, path, Manifest(**{f.name: fields[f.name] for f in dataclass_fields(Manifest)})
-            )
+            known = {f.name: fields[f.name] for f in dataclass_fields(Manifest) if f.name in fields}
+            manifest = Manifest(**known)
+            _check_versions(name, manifest)
+            return Generation(name, path, manifest)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(
                 f"{path} is damaged ({error}); `mogine kb rollback` goes back to the one before"
             ) from error
+
+    def _listed(self, name: str, current: str) -> Kept:
+        files = [path.stat().st_size for path in (self._folders / name).rglob("*") if path.is_file()]
+        try:
+            return Kept(name, name == current, sum(files), self._open(name))
+        except StoreError as error:
+            return Kept(name, name == current, sum(files), None, error.message)
 
     def _read_pointer(self) -> _Pointer | None:
         try:
@@ -243,7 +291,17 @@ class Draft:
         self._name = name
         self._embedder = embedder
         self._work: _Work | None = None
+        self._finished: Generation | None = None
         self._sources: dict[str, str] | None = None
+
+    @property
+    def renews(self) -> bool:
+        """Whether a commit writes everything anew, though no document has changed: the embedder is another
+        one, or words are cut into other terms than those of the current keyword index.
+        """
+        return self.re_embeds or (
+            self._current is not None and self._current.manifest.versions.get("terms", TERMS) != TERMS
+        )
 
     @property
     def re_embeds(self) -> bool:
@@ -280,17 +338,34 @@ class Draft:
             self._open().remove(source)
         return True
 
+    def rebuild(self) -> None:
+        """Writes every document into new files, without what removed ones have left in the old.
+
+        Before any other change. Vectors are taken over where the embedder is still the same.
+        """
+        with self._told():
+            self._open(anew=True)
+
+    def finish(self) -> Generation | None:
+        """The draft as it would serve, to be looked at before `commit`; None when there is no change.
+
+        No change can follow. Whoever opens it closes it before the commit.
+        """
+        with self._told():
+            if self._finished is None and (self._work is not None or self._current is None or self.renews):
+                manifest = self._open().finish()
+                self._work = None
+                self._finished = Generation(self._name, self._home.draft_path(self._name), manifest)
+            return self._finished
+
     def commit(self) -> str:
         """Lets the draft serve and gives its name; without any change, the name of the current generation.
 
         After it returned, the change survives a power cut. Raises StoreError, and the old one serves on.
         """
+        if self.finish() is None and self._current is not None:
+            return self._current.name
         with self._told():
-            if self._work is None and self._current is not None and not self.re_embeds:
-                return self._current.name
-            work = self._open()
-            work.finish()
-            self._work = None
             self._home.publish(self._name)
             return self._name
 
@@ -301,15 +376,17 @@ class Draft:
             self._work = None
         shutil.rmtree(self._home.draft_path(self._name), ignore_errors=True)
 
-    def _open(self) -> "_Work":
+    def _open(self, *, anew: bool = False) -> "_Work":
+        if self._finished is not None:
+            raise AssertionError("a finished draft takes no change")
         if self._work is None:
             path = self._home.draft_path(self._name)
-            if self._current is None or self.re_embeds:
+            if self._current is None or self.renews or anew:
                 path.mkdir(mode=0o700)
                 create_texts(path)
                 self._work = _Work(path, self._embedder)
                 if self._current is not None:
-                    self._work.take_over(self._current.path)
+                    self._work.take_over(self._current, with_vectors=not self.re_embeds)
             else:
                 shutil.copytree(self._current.path, path)
                 (path / "manifest.json").unlink()
@@ -373,13 +450,34 @@ class _Work:
     def sources(self) -> dict[str, str]:
         return read_sources(self._db)
 
-    def take_over(self, path: Path) -> None:
-        """Every document of another generation."""
-        with closing(open_for_reading(path)) as db:
-            for document, passages in read_documents(db):
-                self.replace(document, passages)
+    def take_over(self, old: Generation, *, with_vectors: bool) -> None:
+        """Every document of another generation; a vector that it lacks is embedded."""
+        vectors = VectorIndex(old.path) if with_vectors and self._vectors else None
+        try:
+            with closing(open_for_reading(old.path)) as db:
+                moved: list[tuple[int, int, str]] = []
+                for document, passages in read_documents(db):
+                    numbers = self._catalogue.add(document, [passage for _, passage in passages])
+                    for number, (old_number, passage) in zip(numbers, passages, strict=True):
+                        self._lexical.add(number, passage.searchable)
+                        moved.append((number, old_number, passage.searchable))
+                    if len(moved) >= _TAKE_OVER_AT_ONCE:
+                        self._move(moved, vectors)
+                        moved = []
+                self._move(moved, vectors)
+        finally:
+            if vectors:
+                vectors.close()
 
-    def finish(self) -> None:
+    def _move(self, moved: Sequence[tuple[int, int, str]], vectors: VectorIndex | None) -> None:
+        known = vectors.vectors([old_number for _, old_number, _ in moved]) if vectors else {}
+        ready = [(number, known[old_number]) for number, old_number, _ in moved if old_number in known]
+        if self._vectors and ready:
+            self._vectors.add([number for number, _ in ready], np.array([row for _, row in ready]))
+        self._waiting += [(number, text) for number, old_number, text in moved if old_number not in known]
+        self._embed()
+
+    def finish(self) -> Manifest:
         """Writes what is left, the manifest too, and closes."""
         self._embed()
         self._lexical.finish()
@@ -392,10 +490,17 @@ class _Work:
             documents,
             passages,
             datetime.now(UTC).isoformat(timespec="seconds"),
-            {"chromadb": version("chromadb"), "sqlite": sqlite3.sqlite_version},
+            {
+                "mogine": version("mogine"),
+                "chromadb": version("chromadb"),
+                "sqlite": sqlite3.sqlite_version,
+                "terms": TERMS,
+            },
         )
-        (self._path / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), "utf-8")
         self.close()
+        manifest = replace(manifest, checksums=checksums(self._path))
+        (self._path / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), "utf-8")
+        return manifest
 
     def close(self) -> None:
         self._db.close()
@@ -408,6 +513,39 @@ class _Work:
             vectors = self._embedder.embed_passages([text for _, text in self._waiting])
             self._vectors.add([number for number, _ in self._waiting], vectors)
         self._waiting = []
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file of a generation that is not changed by opening it."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): _crc32(path)
+        for path in files
+        if path.name not in ("manifest.json", "chroma.sqlite3")
+    }
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _check_versions(name: str, manifest: Manifest) -> None:
+    """Raises StoreError when a newer Chroma wrote the vectors than is here to read them."""
+    written, here = manifest.versions.get("chromadb", "0"), version("chromadb")
+    if manifest.dimensions and _major_minor(written) > _major_minor(here):
+        raise StoreError(
+            f"generation {name} was written with chromadb {written}, and {here} is installed, which may not "
+            f"read it rightly: install chromadb {written} or newer, go back with `mogine kb rollback`, "
+            "or remove data/kb/current.json and run `mogine kb ingest`"
+        )
+
+
+def _major_minor(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def _sync_tree(top: Path) -> None:

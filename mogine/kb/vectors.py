@@ -61,6 +61,22 @@ class VectorIndex:
             raise StoreError("Chroma sent no distances; mogine needs chromadb 1.5.9 or newer")
         return {int(id): 1.0 - float(d) for id, d in zip(found["ids"][0], distances[0], strict=True)}
 
+    def numbers(self) -> set[int]:
+        """Every number that the index knows."""
+        with self._told():
+            return {int(id) for id in self._collection.get(include=[])["ids"]}
+
+    def vectors(self, numbers: Sequence[int]) -> dict[int, Vectors]:
+        """Number to vector, for those that are in the index."""
+        rows: dict[int, Vectors] = {}
+        with self._told():
+            for start in range(0, len(numbers), _BATCH):
+                ids = [str(number) for number in numbers[start : start + _BATCH]]
+                found = self._collection.get(ids=ids, include=["embeddings"])
+                embeddings = np.asarray(found["embeddings"], dtype=np.float32)
+                rows.update((int(id), row) for id, row in zip(found["ids"], embeddings, strict=True))
+        return rows
+
     def cosines(self, vector: Vectors, numbers: Sequence[int]) -> Mapping[int, float]:
         """The cosine of each of `numbers`; one that is not in the index is left out."""
         if not numbers:
