@@ -367,6 +367,12 @@ class KnowledgeSettings:
     )
     embed_model: str = _setting("MOGINE_EMBED_MODEL", "", _text, "Model of that endpoint")
     embed_key: str = _setting("MOGINE_EMBED_API_KEY", "", _text, "Key of that endpoint", secret=True)
+    ingest_hosts: tuple[str, ...] = _setting(
+        "MOGINE_INGEST_HOSTS",
+        (),
+        _words,
+        "Hosts of yours that `kb ingest` may read from though they are private or speak plain http",
+    )
     max_upload_bytes: int = _setting(
         "MOGINE_MAX_UPLOAD_BYTES", 32 * 1024**2, _bytes(1024, 1024**3), "Largest uploaded document"
     )

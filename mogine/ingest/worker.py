@@ -77,6 +77,11 @@ class Parser:
             raise _RAISED[reply["error"]](reply["message"])
         return Parsed(**{**reply["parsed"], "notes": tuple(reply["parsed"]["notes"])})
 
+    def abort(self) -> None:
+        """End the child at once, from any thread; who waits for its document is told that it broke off."""
+        if (child := self._child) is not None:
+            child.kill()
+
     def close(self) -> None:
         """End the child; the parser may be used again."""
         with self._lock:

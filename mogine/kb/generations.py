@@ -112,6 +112,10 @@ class Generations:
         name = self.current_name()
         return self._open(name) if name else None
 
+    def sources(self) -> dict[str, str]:
+        """Source to digest of every document that serves. Raises StoreError."""
+        return _sources_of(self.current())
+
     def kept(self) -> list[Generation]:
         """Those that `rollback` can go to and the current one, newest first."""
         pointer = self._read_pointer()
@@ -312,17 +316,8 @@ class Draft:
         """Source to digest of every document that the draft holds."""
         if self._work:
             return self._work.sources()
-        if self._current is None:
-            return {}
         if self._sources is None:
-            try:
-                with closing(open_for_reading(self._current.path)) as db:
-                    self._sources = read_sources(db)
-            except sqlite3.Error as error:
-                raise StoreError(
-                    f"{self._current.path} is damaged ({error}); "
-                    "`mogine kb rollback` goes back to the one before"
-                ) from error
+            self._sources = _sources_of(self._current)
         return dict(self._sources)
 
     def replace(self, document: Document, passages: Sequence[Passage]) -> None:
@@ -513,6 +508,18 @@ class _Work:
             vectors = self._embedder.embed_passages([text for _, text in self._waiting])
             self._vectors.add([number for number, _ in self._waiting], vectors)
         self._waiting = []
+
+
+def _sources_of(generation: Generation | None) -> dict[str, str]:
+    if generation is None:
+        return {}
+    try:
+        with closing(open_for_reading(generation.path)) as db:
+            return read_sources(db)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{generation.path} is damaged ({error}); `mogine kb rollback` goes back to the one before"
+        ) from error
 
 
 def checksums(folder: Path) -> dict[str, int]:

@@ -7,7 +7,8 @@ import pytest
 
 from mogine.errors import Locked, RequestError, UpstreamUnavailable
 from mogine.ingest.find import Skipped
-from mogine.ingest.pipeline import MAX_PASSAGES, Progress, ingest, load
+from mogine.ingest.pipeline import Progress, ingest
+from mogine.ingest.readahead import MAX_PASSAGES, load
 from mogine.ingest.worker import Parser
 from mogine.kb.embedders import NoEmbedder
 from tests.ingest.conftest import Base, CountingEmbedder
@@ -240,10 +241,10 @@ def test_uploads_are_not_taken_for_files_that_are_gone(base: Base) -> None:
     base.ingest()
     with base.generations.begin(NoEmbedder()) as draft:
         with Parser() as parser:
-            document, passages, notes = load("upload:b.md", TWO.encode(), parser)
-        draft.replace(document, passages)
+            loaded = load("upload:b.md", TWO.encode(), parser)
+        draft.replace(loaded.document, loaded.passages)
         draft.commit()
-    assert notes == ()
+    assert loaded.notes == ()
     assert base.ingest(base.home).removed == ()
     assert base.sources() == ["docs/a.md", "upload:b.md"]
 
