@@ -91,7 +91,7 @@ class Parser:
         if self._child is None or self._child.poll() is not None:
             self._stop()
             self._child = subprocess.Popen(  # noqa: S603 (our own interpreter and a fixed program)
-                [*_PROGRAM, json.dumps(asdict(self._limits)), *_path()],
+                [*_PROGRAM, json.dumps(asdict(self._limits)), *import_path()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -134,7 +134,7 @@ class Parser:
         return "could not be read: its parser broke off; the file may be damaged or made to do harm"
 
 
-def _path() -> list[str]:
+def import_path() -> list[str]:
     """Where the child finds mogine and its libraries: never the current folder by accident."""
     own = str(Path(__file__).resolve().parents[2])
     return list(dict.fromkeys([own, *(entry for entry in sys.path if entry and Path(entry).is_absolute())]))

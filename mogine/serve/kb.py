@@ -22,11 +22,14 @@ from mogine.errors import MogineError, NotFound, RequestError, Unavailable, Upst
 from mogine.kb.embedders import Embedder, clean, open_embedder
 from mogine.kb.generations import Generation, Generations
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
-from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument
+from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument, document_id
 from mogine.kb.texts import MAX_READERS
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app, json_response
-from mogine.serve.keys import SITE
+from mogine.serve.clerks import Clerks
+from mogine.serve.keys import SETTINGS, SITE
+from mogine.serve.receive import received, sweep
+from mogine.serve.site import SiteFile
 from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ MAX_WAITING = 64
 # Answers that are kept while their generation serves: visitors of a page ask the same things.
 REMEMBERED = 256
 REMEMBERED_TOP_K = 10
+UPLOADS_NAME = "uploads"
+UPLOAD = "upload:"
 
 NOT_LOADED = "the knowledge base is being loaded; try again in a few seconds"
 NO_GENERATION = "there are no documents yet; `mogine kb ingest ./docs` takes them in"
@@ -50,6 +55,8 @@ def create_app(settings: Settings) -> web.Application:
     """The server of contract section 4; loads the embedder and the index in the background."""
     app = base_app(settings, "kb", ROUTES, ready=_problems)
     app[SHELF] = Shelf(Generations(settings.kb_path), open_embedder(settings))
+    app[CLERKS] = Clerks(settings)
+    app[SITE_FILE] = SiteFile(settings.home / "site.toml", app[SITE])
     app.cleanup_ctx.append(_keep_shelf)
     return app
 
@@ -126,6 +133,10 @@ class Shelf:
             if len(lent.answers) > REMEMBERED:
                 lent.answers.popitem(last=False)
         return mode, name, hits
+
+    async def look(self) -> None:
+        """Follows the pointer now, so that a change just made is found."""
+        await asyncio.get_running_loop().run_in_executor(self._loader, self.refresh)
 
     async def watch(self) -> None:
         """Follows the pointer until cancelled."""
@@ -214,9 +225,12 @@ class Shelf:
 
 
 SHELF = web.AppKey("SHELF", Shelf)
+CLERKS = web.AppKey("CLERKS", Clerks)
+SITE_FILE = web.AppKey("SITE_FILE", SiteFile)
 
 
 async def _keep_shelf(app: web.Application) -> AsyncIterator[None]:
+    await asyncio.to_thread(sweep, app[SETTINGS].data_path / UPLOADS_NAME)
     watcher = asyncio.create_task(app[SHELF].watch())
     yield
     watcher.cancel()
@@ -304,7 +318,7 @@ def _result(hit: Hit, rank: int) -> dict[str, Any]:
 
 async def company_info(request: web.Request) -> web.Response:
     """GET /api/company_info"""
-    company = request.app[SITE].company
+    company = request.app[SITE_FILE].now().company
     if not company:
         raise NotFound("nothing is known about the company; its owner can fill in [company] in site.toml")
     body = orjson.dumps(dict(company))
@@ -332,6 +346,41 @@ async def document(request: web.Request) -> web.Response:
         for p in passages
     ]
     return json_response({**_document(found), "passages": shown})
+
+
+async def upload(request: web.Request) -> web.Response:
+    """POST /api/documents"""
+    settings = request.app[SETTINGS]
+    folder = settings.data_path / UPLOADS_NAME
+    async with received(request, folder, settings.kb.max_upload_bytes) as files:
+        documents = [(UPLOAD + file.name, file.name, file.path) for file in files]
+        outcome = await request.app[CLERKS].take_in(documents)
+    await request.app[SHELF].look()
+    listed = {"added": outcome.added, "changed": outcome.changed, "unchanged": outcome.unchanged}
+    taken = [
+        {"id": document_id(source), "source": source, "status": status}
+        for status, sources in listed.items()
+        for source in sources
+    ]
+    body = {
+        "generation": outcome.generation,
+        "documents": taken,
+        "passages": outcome.passages,
+        "notes": outcome.notes,
+        "failing_tests": outcome.worse,
+    }
+    return json_response(body, status=201 if outcome.added or outcome.changed else 200)
+
+
+async def remove(request: web.Request) -> web.Response:
+    """DELETE /api/documents/{id}"""
+    id = request.match_info["id"]
+    found = await request.app[SHELF].run(lambda knowledge: knowledge.document(id))
+    outcome = await request.app[CLERKS].take_out(found.source)
+    await request.app[SHELF].look()
+    return json_response(
+        {"generation": outcome.generation, "removed": outcome.removed, "failing_tests": outcome.worse}
+    )
 
 
 def _document(document: StoredDocument) -> dict[str, Any]:
@@ -370,6 +419,8 @@ ROUTES = (
     Route("GET", "/api/search", search, Access.PUBLIC),
     Route("GET", "/api/company_info", company_info, Access.PUBLIC),
     Route("GET", "/api/documents", documents, Access.ADMIN),
+    Route("POST", "/api/documents", upload, Access.ADMIN),
     Route("GET", "/api/documents/{id}", document, Access.ADMIN),
+    Route("DELETE", "/api/documents/{id}", remove, Access.ADMIN),
     Route("GET", "/api/kb/health", health, Access.PUBLIC),
 )
