@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mogine.commands.kb import take_in
+from mogine.commands.kbingest import Order, take_in
 from mogine.commands.serve import prepare_home
 from mogine.commands.shell import Shell, shell_of
 from mogine.commands.template import make_home
@@ -55,7 +55,7 @@ def demo(
     prepare_home(settings)
     _require_free_ports(settings)
     typer.echo("reading the sample documents", err=True)
-    summary = take_in([home / "docs"], settings)
+    summary = take_in(Order((str(home / "docs"),)), settings)
     typer.echo(f"{summary.documents_in_all} documents, {summary.passages_in_all} passages", err=True)
     logs.configure(settings)
 

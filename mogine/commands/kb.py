@@ -1,31 +1,29 @@
 """`mogine kb`: documents in and out of the knowledge base, and a look at what it finds."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mogine.commands import console
+from mogine.commands import console, kbcare, kbingest, kbtests
 from mogine.commands.console import safe, safe_json, safe_line
-from mogine.commands.shell import Shell, shell_of
-from mogine.errors import NotFound, RequestError, UnreadableDocument
+from mogine.commands.knowledge import open_kb, print_rows
+from mogine.commands.shell import shell_of
+from mogine.errors import NotFound, RequestError
 
 if TYPE_CHECKING:
-    from mogine.ingest.pipeline import Summary
-    from mogine.kb.knowledge import KnowledgeBase
     from mogine.kb.passages import Hit, StoredDocument
-    from mogine.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Take documents into the knowledge base, and search it."
 )
 
-SHOWN_SKIPPED = 40
+app.add_typer(kbtests.app, name="test")
+for command in (kbingest.ingest, kbcare.generations, kbcare.rollback, kbcare.verify, kbcare.compact):
+    app.command()(command)
+
 EXCERPT_CHARS = 240
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of words.")]
@@ -37,32 +35,6 @@ class Mode(StrEnum):
     HYBRID = "hybrid"
     VECTOR = "vector"
     KEYWORD = "keyword"
-
-
-@app.command()
-def ingest(
-    ctx: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders with all below.")],
-    as_json: AsJson = False,
-) -> None:
-    """Take documents in: Markdown, text, HTML, CSV, PDF, DOCX, XLSX and PPTX.
-
-    Examples:
-
-      mogine kb ingest ./docs
-
-      mogine kb ingest handbook.pdf faq.csv --json
-
-    What has not changed is skipped, and documents that are gone from the given folders are taken out. Servers
-    that run take up the change by themselves. Ctrl-C leaves everything as it was.
-    """
-    summary = take_in(paths, shell_of(ctx).settings)
-    if as_json:
-        typer.echo(safe_json(_summary_dict(summary)))
-    else:
-        _print_summary(summary)
-    if not summary.took_anything:
-        raise UnreadableDocument(_why_nothing(summary))
 
 
 @app.command()
@@ -92,7 +64,7 @@ def search(
     if server:
         hits, generation = _ask_server(server, question, top_k, mode)
     else:
-        with _open_kb(shell_of(ctx), embeds=mode is not Mode.KEYWORD) as kb:
+        with open_kb(shell_of(ctx), embeds=mode is not Mode.KEYWORD) as kb:
             hits, generation = kb.search(question, top_k, mode.value), kb.name
     took_ms = round((time.perf_counter() - started) * 1000, 1)
     if as_json:
@@ -125,7 +97,7 @@ def list_documents(ctx: typer.Context, as_json: AsJson = False) -> None:
 
       mogine kb list --json
     """
-    with _open_kb(shell_of(ctx), embeds=False) as kb:
+    with open_kb(shell_of(ctx), embeds=False) as kb:
         documents = kb.documents()
         name = kb.name
     if as_json:
@@ -134,7 +106,7 @@ def list_documents(ctx: typer.Context, as_json: AsJson = False) -> None:
         return
     columns = ("id", "passages", "characters", "updated", "source", "title")
     rows = [(d.id, f"{d.passages}", f"{d.characters}", d.updated, d.source, d.title) for d in documents]
-    _print_rows(columns, rows)
+    print_rows(columns, rows)
     console.err.print(
         f"{len(documents)} documents, {sum(d.passages for d in documents)} passages, generation {name}"
     )
@@ -155,7 +127,7 @@ def show(
       mogine kb show docs/returns.zh.md --json
     """
     shell = shell_of(ctx)
-    with _open_kb(shell, embeds=False) as kb:
+    with open_kb(shell, embeds=False) as kb:
         document = _find(kb.documents(), doc, shell.home)
         passages = kb.passages_of(document.id)
     if as_json:
@@ -193,7 +165,7 @@ def remove(
     from mogine.kb.generations import Generations
 
     shell = shell_of(ctx)
-    with _open_kb(shell, embeds=False) as kb:
+    with open_kb(shell, embeds=False) as kb:
         known = kb.documents()
     sources = [_find(known, doc, shell.home).source for doc in docs]
     settings = shell.existing()
@@ -211,48 +183,6 @@ def remove(
 
 
 # --- what the commands share ---------------------------------------------------------------------
-
-
-def take_in(paths: Sequence[Path], settings: "Settings") -> "Summary":
-    """Ingest `paths` into the home of `settings`, with a bar on the terminal."""
-    from mogine.ingest.pipeline import Progress, Summary, ingest
-    from mogine.kb.embedders import open_embedder
-    from mogine.kb.generations import Generations
-
-    summary = Summary()
-    with _progress() as bar:
-        steps = ingest(
-            [path.expanduser() for path in paths],
-            Generations(settings.kb_path),
-            open_embedder(settings),
-            base=settings.home,
-            own=[settings.data_path],
-            on_embedded=bar.embedded,
-        )
-        for step in steps:
-            if isinstance(step, Progress):
-                bar.move(step.done, step.total, step.source)
-            else:
-                summary = step
-    return summary
-
-
-@contextmanager
-def _open_kb(shell: Shell, *, embeds: bool) -> Iterator["KnowledgeBase"]:
-    """The current generation, open; without `embeds` neither model nor vectors are loaded."""
-    from mogine.kb.embedders import NoEmbedder, open_embedder
-    from mogine.kb.generations import Generations
-    from mogine.kb.knowledge import KnowledgeBase
-
-    settings: Settings = shell.existing()
-    generation = Generations(settings.kb_path).current()
-    if generation is None:
-        raise NotFound(f"the knowledge base of {shell.home} is empty; `mogine kb ingest ./docs` fills it")
-    kb = KnowledgeBase(generation, open_embedder(settings) if embeds else NoEmbedder(), readers=1)
-    try:
-        yield kb
-    finally:
-        kb.close()
 
 
 def _find(documents: "list[StoredDocument]", wanted: str, home: Path) -> "StoredDocument":
@@ -283,91 +213,6 @@ def _ask_server(url: str, question: str, top_k: int, mode: Mode) -> "tuple[list[
     return asyncio.run(ask())
 
 
-class _Bar:
-    """What moves on a terminal while documents are taken in; does nothing in a pipe."""
-
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-        self._task = progress.add_task("reading", total=None, passages=0)
-        self._passages = 0
-
-    def move(self, done: int, total: int, source: str) -> None:
-        what = safe_line(source, 40) if source else "finishing"
-        self._progress.update(self._task, completed=done, total=total, description=what)
-
-    def embedded(self, count: int) -> None:
-        self._passages += count
-        self._progress.update(self._task, passages=self._passages)
-
-
-@contextmanager
-def _progress() -> Iterator[_Bar]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[passages]} passages"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(
-        *columns, console=console.err, transient=True, disable=not console.err.is_terminal
-    ) as progress:
-        yield _Bar(progress)
-
-
-def _print_summary(summary: "Summary") -> None:
-    from rich.table import Table
-
-    if summary.took_anything:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for name in ("added", "changed", "unchanged", "removed", "skipped"):
-            table.add_row(name, str(len(getattr(summary, name))))
-        console.out.print(table)
-        console.out.print(
-            f"{summary.documents_in_all} documents, {summary.passages_in_all} passages in generation "
-            f"{summary.generation}; {summary.passages} passages written in {summary.seconds:.1f} s"
-        )
-    if summary.re_embedded:
-        console.err.print("the embedder has changed, so every passage was embedded again")
-    if summary.skipped or summary.notes:
-        table = Table("file", "why", title="not taken, or not all of it", title_justify="left", box=None)
-        entries = (*summary.notes, *summary.skipped)
-        for entry in entries[:SHOWN_SKIPPED]:
-            table.add_row(safe_line(entry.source, 120), safe_line(entry.reason))
-        console.err.print(table)
-        for reason, count in Counter(entry.reason for entry in entries[SHOWN_SKIPPED:]).most_common():
-            console.err.print(f"  and {count} more: {safe_line(reason)}")
-
-
-def _why_nothing(summary: "Summary") -> str:
-    reasons = Counter(entry.reason for entry in summary.skipped)
-    told = "; ".join(
-        f"{next(e.source for e in summary.skipped if e.reason == reason)} {reason}"
-        + (f" (and {count - 1} more like it)" if count > 1 else "")
-        for reason, count in reasons.most_common(3)
-    )
-    return safe_line(f"nothing was taken in: {told or 'no file was named'}", 1000)
-
-
-def _summary_dict(summary: "Summary") -> dict[str, Any]:
-    return {
-        "generation": summary.generation,
-        "added": summary.added,
-        "changed": summary.changed,
-        "unchanged": summary.unchanged,
-        "removed": summary.removed,
-        "skipped": [{"source": e.source, "reason": e.reason} for e in summary.skipped],
-        "notes": [{"source": e.source, "note": e.reason} for e in summary.notes],
-        "passages": summary.passages,
-        "documents_in_all": summary.documents_in_all,
-        "passages_in_all": summary.passages_in_all,
-        "re_embedded": summary.re_embedded,
-        "seconds": round(summary.seconds, 3),
-    }
-
-
 def _document_dict(document: "StoredDocument") -> dict[str, Any]:
     return {
         "id": document.id,
@@ -394,21 +239,6 @@ def _hit_dict(hit: "Hit", rank: int) -> dict[str, Any]:
         "score": round(hit.score, 4),
         "rank": rank,
     }
-
-
-def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; in a pipe one line a row with tabs between the cells, nothing cut."""
-    shown = [[safe_line(cell, 200) for cell in row] for row in rows]
-    if not console.out.is_terminal:
-        for row in shown:
-            typer.echo("\t".join(row))
-        return
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in shown:
-        table.add_row(*row)
-    console.out.print(table)
 
 
 def _print_hit(hit: "Hit", rank: int) -> None:

@@ -121,6 +121,14 @@ class Generations:
         pointer = self._read_pointer()
         return [self._open(name) for name in reversed(pointer.kept)] if pointer else []
 
+    def named(self, name: str) -> Generation:
+        """One of those that are kept. Raises NotFound, StoreError."""
+        pointer = self._read_pointer()
+        kept = pointer.kept if pointer else ()
+        if name not in kept:
+            raise NotFound(f"there is no generation {name}; there are {', '.join(kept) or 'none'}")
+        return self._open(name)
+
     def listed(self) -> list[Kept]:
         """As `kept`, damaged ones too."""
         pointer = self._read_pointer()
