@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +17,11 @@ from mogine.commands.console import safe_json, safe_line
 from mogine.commands.kbtests import FOUND_SOMETHING, print_verdict, verdict_dict
 from mogine.commands.knowledge import tests_path
 from mogine.commands.shell import shell_of
-from mogine.errors import Locked, RequestError, UnreadableDocument
+from mogine.errors import Forbidden, Locked, RequestError, UnreadableDocument
 
 if TYPE_CHECKING:
     from mogine.ingest.pipeline import Summary
+    from mogine.ingest.web import Web
     from mogine.settings import Settings
 
 SHOWN_SKIPPED = 40
@@ -103,8 +104,8 @@ class Order:
 
 def take_in(order: Order, settings: "Settings") -> "Summary":
     """Ingest into the home of `settings`, with a bar on the terminal."""
+    from mogine.ingest.find import is_address
     from mogine.ingest.pipeline import SEEN_NAME, Gate, Progress, Summary, ingest
-    from mogine.ingest.web import Web, is_address
     from mogine.kb.embedders import open_embedder
     from mogine.kb.gate import load_tests
     from mogine.kb.generations import Generations
@@ -112,14 +113,16 @@ def take_in(order: Order, settings: "Settings") -> "Summary":
     urls = [path for path in order.paths if is_address(path)]
     tests = load_tests(tests_path(settings.home)) if order.gate != "off" else []
     summary = Summary()
-    with closing(Web(hosts=settings.kb.ingest_hosts)) as web, _progress() as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(_progress())
+        web = stack.enter_context(closing(_open_web(urls, settings))) if urls else None
         steps = ingest(
             [Path(path).expanduser() for path in order.paths if path not in urls],
             Generations(settings.kb_path),
             open_embedder(settings),
             base=settings.home,
             own=[settings.data_path],
-            urls=[web.checked(url) for url in urls],
+            urls=urls,
             web=web,
             gate=Gate(tuple(tests), order.gate),
             jobs=order.jobs or min(4, os.cpu_count() or 1),
@@ -135,10 +138,23 @@ def take_in(order: Order, settings: "Settings") -> "Summary":
     return summary
 
 
+def _open_web(urls: list[str], settings: "Settings") -> "Web":
+    """For fetching `urls`. Raises Forbidden for one that is never fetched."""
+    from mogine.ingest.web import Web
+
+    web = Web(hosts=settings.kb.ingest_hosts)
+    for url in urls:
+        try:
+            web.checked(url)
+        except Forbidden as error:
+            web.close()
+            raise Forbidden(f"{safe_line(url, 200)} {error.message}", reason=error.reason) from error
+    return web
+
+
 def _watch(order: Order, settings: "Settings", *, as_json: bool) -> None:
     """Take in, look for changes every second, and once they have come to rest take in again; until Ctrl-C."""
-    from mogine.ingest.find import find
-    from mogine.ingest.web import is_address
+    from mogine.ingest.find import find, is_address
 
     paths = [Path(path).expanduser() for path in order.paths if not is_address(path)]
     if not paths:
@@ -243,6 +259,8 @@ def _print_plan(summary: "Summary") -> None:
 def _print_counts(summary: "Summary") -> None:
     from rich.table import Table
 
+    if summary.is_held_back:
+        console.out.print("nothing was changed; this is what was to be:")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in ("added", "changed", "unchanged", "removed", "skipped"):
         table.add_row(name, str(len(getattr(summary, name))))

@@ -1,6 +1,7 @@
-"""Which files there are below the given paths, how they are called, and which are passed over and why."""
+"""What there is to take: files below the given paths and pages, their names, what is passed over and why."""
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,23 @@ class Skipped:
     """A file that was not taken, and why: the reason is said of the file ("is empty")."""
 
     source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What was found at an address; `name` is what a file of it would be called."""
+
+    url: str
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The site says that there is no such page (any more)."""
+
+    url: str
     reason: str
 
 
@@ -77,6 +95,11 @@ def is_below(source: str, base: Path, roots: Iterable[Path]) -> bool:
     """Whether a source is one of `roots` or lies in one of them."""
     path = Path(os.path.abspath(base / source))
     return any(path == root or root in path.parents for root in roots)
+
+
+def is_address(text: str) -> bool:
+    """Whether what was named is an address and no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def read(path: Path) -> bytes:

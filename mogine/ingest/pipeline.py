@@ -5,21 +5,23 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from mogine.errors import MogineError, NotFound, UnreadableDocument
-from mogine.ingest.find import Found, Skipped, find, is_below, read
+from mogine.ingest.find import Found, Gone, Page, Skipped, find, is_below, read
 from mogine.ingest.load import digest_of, kinds
 from mogine.ingest.readahead import NOT_TAKEN, Item, Loaded, Readers
 from mogine.ingest.seen import Seen
-from mogine.ingest.web import Gone, Page, Web
 from mogine.ingest.worker import Parser
 from mogine.kb.embedders import Embedder, Vectors
 from mogine.kb.gate import GateMode, KbTest, Verdict, weigh
 from mogine.kb.generations import Draft, Generations
 from mogine.kb.passages import Document, Passage
+
+if TYPE_CHECKING:
+    from mogine.ingest.web import Web
 
 _EMBED_AT_ONCE = 32
 SEEN_NAME = "files.db"
@@ -89,7 +91,7 @@ def ingest(
     base: Path,
     own: Sequence[Path] = (),
     urls: Sequence[str] = (),
-    web: Web | None = None,
+    web: "Web | None" = None,
     gate: Gate | None = None,
     jobs: int = 1,
     is_dry_run: bool = False,
@@ -238,7 +240,7 @@ class _Run:
     def summary(self) -> Summary:
         return self._tally.summary
 
-    def all(self, urls: Sequence[str], web: Web | None) -> Iterator[Progress]:
+    def all(self, urls: Sequence[str], web: "Web | None") -> Iterator[Progress]:
         """Files, then addresses, then what is gone."""
         yield from self.files()
         if urls and web:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 import httpx
 
 from mogine.errors import Forbidden
-from mogine.ingest.find import Skipped
+from mogine.ingest.find import Gone, Page, Skipped
 from mogine.ingest.load import SUFFIXES, suffix_of
 from mogine.ingest.robots import AGENT, MAX_BYTES, NOTHING, Robots
 
@@ -48,23 +48,6 @@ _SUFFIX_OF_TYPE = {
 }
 
 Resolve = Callable[[str, int], Sequence[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What was found at an address; `name` is what a file of it would be called."""
-
-    url: str
-    name: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The site says that there is no such page (any more)."""
-
-    url: str
-    reason: str
 
 
 class NotTaken(Exception):
@@ -315,11 +298,6 @@ def is_public(address: str) -> bool:
         if inner is not None and not is_public(str(inner)):
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
-
-
-def is_address(text: str) -> bool:
-    """Whether what was named is an address and no path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def _page(url: str, answer: _Answer) -> Page | Gone:
