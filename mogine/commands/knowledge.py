@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 def open_kb(shell: Shell, *, embeds: bool) -> Iterator["KnowledgeBase"]:
     """The current generation, open; without `embeds` neither model nor vectors are loaded."""
     from mogine.kb.embedders import NoEmbedder, open_embedder
-    from mogine.kb.generations import Generations
+    from mogine.kb.generations import Generations, check_files
     from mogine.kb.knowledge import KnowledgeBase
 
     settings: Settings = shell.existing()
     generation = Generations(settings.kb_path).current()
     if generation is None:
         raise NotFound(f"the knowledge base of {shell.home} is empty; `mogine kb ingest ./docs` fills it")
+    check_files(generation)
     kb = KnowledgeBase(generation, open_embedder(settings) if embeds else NoEmbedder(), readers=1)
     try:
         yield kb

@@ -270,7 +270,7 @@ class _Run:
         if not to_read:
             yield Progress(through, len(digests), "", self._tally.passages)
 
-    def pages(self, urls: Sequence[str], web: Web) -> Iterator[Progress]:
+    def pages(self, urls: Sequence[str], web: "Web") -> Iterator[Progress]:
         """Take page after page, as the site's rules allow."""
         for done, (total, came) in enumerate(web.pages(urls)):
             at = came.source if isinstance(came, Skipped) else came.url

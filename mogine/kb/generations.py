@@ -391,6 +391,7 @@ class Draft:
                 if self._current is not None:
                     self._work.take_over(self._current, with_vectors=not self.re_embeds)
             else:
+                check_files(self._current)
                 shutil.copytree(self._current.path, path)
                 (path / "manifest.json").unlink()
                 self._work = _Work(path, self._embedder, self._current.manifest.dimensions)
@@ -530,14 +531,43 @@ def _sources_of(generation: Generation | None) -> dict[str, str]:
         ) from error
 
 
+def check_files(generation: Generation) -> None:
+    """Raises StoreError when a file is not as it was written.
+
+    Chroma believes what its files say: one wrong byte there can end the whole process.
+    """
+    try:
+        damaged = damaged_files(generation)
+    except OSError as error:
+        raise StoreError(f"{generation.path} cannot be read ({error})") from error
+    if damaged:
+        raise StoreError(
+            f"{generation.path} is damaged ({damaged[0]}); `mogine kb rollback` goes back to the one before"
+        )
+
+
+def damaged_files(generation: Generation) -> list[str]:
+    """What is wrong with the files of a generation, file by file; an older mogine noted nothing to compare."""
+    written = generation.manifest.checksums
+    found = checksums(generation.path) if written else {}
+    missing = [f"{name} is missing" for name in sorted(written.keys() - found.keys())]
+    changed = [name for name in sorted(written.keys() & found.keys()) if written[name] != found[name]]
+    return [*missing, *(f"{name} is not as it was written" for name in changed)]
+
+
 def checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of every file of a generation that is not changed by opening it."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {
-        path.relative_to(folder).as_posix(): _crc32(path)
-        for path in files
-        if path.name not in ("manifest.json", "chroma.sqlite3")
-    }
+    """CRC-32 of every file of a generation that is not changed by opening it.
+
+    Below 1,000 vectors all of them are in Chroma's database; its index files are then begun at each opening.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _stays(path, folder)]
+    return {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    if path.parent == folder:
+        return path.name != "manifest.json"
+    return (path.parent / "index_metadata.pickle").exists()
 
 
 def _crc32(path: Path) -> int:

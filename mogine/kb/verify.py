@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from mogine.errors import StoreError
-from mogine.kb.generations import Generation, checksums
+from mogine.kb.generations import Generation, damaged_files
 from mogine.kb.texts import PADDING_ROWS, open_for_reading
 from mogine.kb.vectors import VECTORS_NAME, VectorIndex
 
@@ -27,7 +27,8 @@ class Finding:
 
 def verify(generation: Generation, *, sample: int | None = SAMPLE) -> list[Finding]:
     """All findings; an empty list is a whole generation. `sample` vectors are searched for, all with None."""
-    findings = [*_files(generation)]
+    findings = _files(generation)
+    is_readable = not findings
     numbers: set[int] = set()
     try:
         with closing(open_for_reading(generation.path)) as db:
@@ -37,7 +38,8 @@ def verify(generation: Generation, *, sample: int | None = SAMPLE) -> list[Findi
     except sqlite3.Error as error:
         findings.append(Finding("catalogue", f"texts.db cannot be read ({error})"))
         return findings
-    if generation.manifest.dimensions:
+    # Chroma believes what its files say: a wrong byte in them can end the whole process.
+    if generation.manifest.dimensions and is_readable:
         try:
             findings += _vectors(generation, numbers, sample)
         except StoreError as error:
@@ -45,20 +47,11 @@ def verify(generation: Generation, *, sample: int | None = SAMPLE) -> list[Findi
     return findings
 
 
-def _files(generation: Generation) -> Iterator[Finding]:
-    written = generation.manifest.checksums
-    if not written:  # an older mogine took none
-        return
+def _files(generation: Generation) -> list[Finding]:
     try:
-        found = checksums(generation.path)
+        return [Finding("files", detail) for detail in damaged_files(generation)]
     except OSError as error:
-        yield Finding("files", f"cannot be read ({error})")
-        return
-    for name in sorted(written.keys() | found.keys()):
-        if name not in found:
-            yield Finding("files", f"{name} is missing")
-        elif name in written and found[name] != written[name]:
-            yield Finding("files", f"{name} is not as it was written")
+        return [Finding("files", f"cannot be read ({error})")]
 
 
 def _catalogue(db: sqlite3.Connection, generation: Generation) -> Iterator[Finding]:
@@ -93,8 +86,10 @@ def _keywords(db: sqlite3.Connection, numbers: set[int]) -> Iterator[Finding]:
 
 
 def _vectors(generation: Generation, numbers: set[int], sample: int | None) -> Iterator[Finding]:
-    with closing(_ChromaFile(generation)) as file:
-        yield from file.findings()
+    broken = list(_chroma_file(generation))
+    yield from broken
+    if broken:
+        return  # Chroma would make a new, empty one in its place
     with closing(VectorIndex(generation.path)) as index:
         indexed = index.numbers()
         yield from _compare("vectors", numbers, indexed)
@@ -108,23 +103,16 @@ def _vectors(generation: Generation, numbers: set[int], sample: int | None) -> I
             yield Finding("vectors", f"{lost} of {len(chosen)} vectors are not found by their own search")
 
 
-class _ChromaFile:
+def _chroma_file(generation: Generation) -> Iterator[Finding]:
     """Chroma's own database, looked at without Chroma."""
-
-    def __init__(self, generation: Generation) -> None:
-        path = generation.path / VECTORS_NAME / "chroma.sqlite3"
-        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-
-    def findings(self) -> Iterator[Finding]:
-        try:
-            for (message,) in self._db.execute("PRAGMA quick_check(5)").fetchall():
+    path = generation.path / VECTORS_NAME / "chroma.sqlite3"
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            for (message,) in db.execute("PRAGMA quick_check(5)").fetchall():
                 if message != "ok":
                     yield Finding("vectors", f"chroma.sqlite3: {message}")
-        except sqlite3.Error as error:
-            yield Finding("vectors", f"chroma.sqlite3 cannot be read ({error})")
-
-    def close(self) -> None:
-        self._db.close()
+    except sqlite3.Error as error:
+        yield Finding("vectors", f"chroma.sqlite3 cannot be read ({error})")
 
 
 def _compare(part: str, wanted: set[int], found: set[int]) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 
 from mogine.errors import MogineError, NotFound, RequestError, Unavailable, UpstreamError
 from mogine.kb.embedders import Embedder, clean, open_embedder
-from mogine.kb.generations import Generation, Generations
+from mogine.kb.generations import Generation, Generations, check_files
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
 from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument, document_id
 from mogine.kb.texts import MAX_READERS
@@ -182,6 +182,7 @@ class Shelf:
         generation = self._generations.current()
         if generation is None:
             return None
+        check_files(generation)
         self._embedder.warm()
         knowledge = KnowledgeBase(generation, self._embedder)
         try:

@@ -21,6 +21,7 @@ from mogine.kb.embedders import NoEmbedder
 from mogine.kb.generations import GRACE_S, Generation, Generations
 from mogine.kb.knowledge import KnowledgeBase
 from mogine.kb.vectors import VectorIndex
+from mogine.kb.verify import verify
 from tests.conftest import ROOT, clean_environ
 from tests.kb.conftest import CharacterEmbedder, make_document, take_in
 
@@ -426,3 +427,116 @@ def test_debris_of_a_killed_commit_is_swept(
     with opened(generations, embedder) as knowledge:
         assert [d.source for d in knowledge.documents()] == ["a.md", "b.md"]
     assert folders(generations) == {name, "g000002"}
+
+
+# --- written anew, looked at, listed ---------------------------------------------------------------
+
+
+def test_rebuilt_base_is_the_same_without_what_was_removed(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    documents = [make_document(f"{n}.md", f"secretword {n}", f"退款 {n}") for n in range(30)]
+    take_in(generations, embedder, *documents)
+    with generations.begin(embedder) as draft:
+        for n in range(29):
+            draft.remove(f"{n}.md")
+        draft.commit()
+    embedder.passages = 0
+    with generations.begin(embedder) as draft:
+        draft.rebuild()
+        name = draft.commit()
+    assert embedder.passages == 0, "vectors are taken over"
+    current = generations.current()
+    assert current is not None and current.name == name
+    assert (current.manifest.documents, current.manifest.passages) == (1, 2)
+    assert verify(current) == []
+    assert b"secretword 7" not in (current.path / "texts.db").read_bytes()
+    with opened(generations, embedder) as knowledge:
+        assert knowledge.search("secretword 29", 1, "vector")[0].passage.text == "secretword 29"
+        assert knowledge.search("secretword", 9, "keyword")[0].passage.source == "29.md"
+    with generations.begin(embedder) as draft:
+        draft.remove("29.md")
+        draft.replace(*make_document("a.md", "new"))
+        draft.commit()
+    assert verify(generations.current()) == []  # type: ignore[arg-type]
+
+
+def test_vectors_that_are_missing_are_embedded_when_the_base_is_rebuilt(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    take_in(generations, embedder, make_document("a.md", "one", "two"))
+    index = VectorIndex(generations.current().path)  # type: ignore[union-attr]
+    index.remove([1])
+    index.close()
+    embedder.passages = 0
+    with generations.begin(embedder) as draft:
+        draft.rebuild()
+        draft.commit()
+    assert embedder.passages == 1
+    assert verify(generations.current()) == []  # type: ignore[arg-type]
+
+
+def test_forgetting_leaves_the_current_generation_alone(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    names = [take_in(generations, embedder, make_document("a.md", f"{n}")) for n in range(3)]
+    generations.rollback(names[1])
+    assert generations.forget_others() == [names[0], names[2]]
+    assert folders(generations) == {names[1]}
+    with pytest.raises(NotFound):
+        generations.rollback()
+
+
+def test_finished_draft_that_is_left_is_gone(generations: Generations, embedder: CharacterEmbedder) -> None:
+    name = take_in(generations, embedder, make_document("a.md", "text"))
+    with generations.begin(embedder) as draft:
+        assert draft.finish() is None, "without a change there is nothing to look at"
+        draft.replace(*make_document("b.md", "text"))
+        finished = draft.finish()
+        assert finished is not None and finished.path.is_dir()
+        assert (finished.manifest.documents, generations.current_name()) == (2, name)
+    assert folders(generations) == {name}
+
+
+def test_listing_shows_damaged_generations_with_what_is_wrong(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    first = take_in(generations, embedder, make_document("a.md", "one"))
+    second = take_in(generations, embedder, make_document("a.md", "two"))
+    (generations.current().path.parent / first / "manifest.json").write_text("{")  # type: ignore[union-attr]
+    listed = generations.listed()
+    assert [(kept.name, kept.is_current) for kept in listed] == [(second, True), (first, False)]
+    assert listed[0].generation is not None and listed[0].bytes > 10_000
+    assert listed[1].generation is None and "damaged" in listed[1].problem
+
+
+def test_generation_of_a_newer_chroma_is_refused_with_remedies(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    take_in(generations, embedder, make_document("a.md", "text"))
+    current = generations.current()
+    assert current is not None
+    assert {"mogine", "chromadb", "sqlite", "terms"} == set(current.manifest.versions)
+    path = current.path / "manifest.json"
+    fields = json.loads(path.read_text())
+    fields["versions"]["chromadb"] = "99.1.0"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(StoreError, match=r"chromadb 99\.1\.0.*rollback"):
+        generations.current()
+
+
+def test_new_rules_for_words_write_the_keyword_index_anew(
+    generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    take_in(generations, embedder, make_document("a.md", "one"))
+    path = generations.current().path / "manifest.json"  # type: ignore[union-attr]
+    fields = json.loads(path.read_text())
+    fields["versions"]["terms"] = "0"
+    path.write_text(json.dumps(fields))
+    embedder.passages = 0
+    with generations.begin(embedder) as draft:
+        assert draft.renews and not draft.re_embeds
+        assert draft.commit() == "g000002"
+    assert embedder.passages == 0
+    with generations.begin(embedder) as draft:
+        assert not draft.renews
