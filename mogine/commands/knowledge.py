@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def open_kb(shell: Shell, *, embeds: bool) -> Iterator["KnowledgeBase"]:
     """The current generation, open; without `embeds` neither model nor vectors are loaded."""
     from mogine.kb.embedders import NoEmbedder, open_embedder
-    from mogine.kb.generations import Generations, check_files
+    from mogine.kb.generations import Generations
     from mogine.kb.knowledge import KnowledgeBase
+    from mogine.kb.manifest import check_files
 
     settings: Settings = shell.existing()
     generation = Generations(settings.kb_path).current()

@@ -15,9 +15,10 @@ from mogine.ingest.load import digest_of, kinds
 from mogine.ingest.readahead import NOT_TAKEN, Item, Loaded, Readers
 from mogine.ingest.seen import Seen
 from mogine.ingest.worker import Parser
+from mogine.kb.draft import Draft
 from mogine.kb.embedders import Embedder, Vectors
 from mogine.kb.gate import GateMode, KbTest, Verdict, weigh
-from mogine.kb.generations import Draft, Generations
+from mogine.kb.generations import Generations
 from mogine.kb.passages import Document, Passage
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from xml.sax.saxutils import quoteattr
 
 from mogine.errors import RequestError, SettingsError, StoreError, Unavailable
 from mogine.kb.embedders import Embedder
-from mogine.kb.generations import Generation
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
+from mogine.kb.manifest import Generation
 from mogine.kb.passages import MAX_QUERY_CHARS, Hit, document_id
 
 TESTS_NAME = "kb-tests.jsonl"

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from mogine.errors import RequestError, Unavailable
 from mogine.kb.catalogue import Catalogue
 from mogine.kb.embedders import Embedder, NoEmbedder
-from mogine.kb.generations import Generation
 from mogine.kb.lexical import LexicalIndex
+from mogine.kb.manifest import Generation
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
 from mogine.kb.texts import MAX_READERS, Readers
 from mogine.kb.vectors import VectorIndex

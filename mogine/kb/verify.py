@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from mogine.errors import StoreError
-from mogine.kb.generations import Generation, damaged_files
+from mogine.kb.manifest import Generation, damaged_files
 from mogine.kb.texts import PADDING_ROWS, open_for_reading
 from mogine.kb.vectors import VECTORS_NAME, VectorIndex
 

@@ -20,8 +20,9 @@ from aiohttp import hdrs, web
 
 from mogine.errors import MogineError, NotFound, RequestError, Unavailable, UpstreamError
 from mogine.kb.embedders import Embedder, clean, open_embedder
-from mogine.kb.generations import Generation, Generations, check_files
+from mogine.kb.generations import Generations
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
+from mogine.kb.manifest import Generation, check_files
 from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument, document_id
 from mogine.kb.texts import MAX_READERS
 from mogine.serve.access import Access

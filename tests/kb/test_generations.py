@@ -18,8 +18,9 @@ import pytest
 
 from mogine.errors import Locked, NotFound, StoreError
 from mogine.kb.embedders import NoEmbedder
-from mogine.kb.generations import GRACE_S, Generation, Generations
+from mogine.kb.generations import GRACE_S, Generations
 from mogine.kb.knowledge import KnowledgeBase
+from mogine.kb.manifest import Generation
 from mogine.kb.vectors import VectorIndex
 from mogine.kb.verify import verify
 from tests.conftest import ROOT, clean_environ

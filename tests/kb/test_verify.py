@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mogine.kb.embedders import NoEmbedder
-from mogine.kb.generations import Generation, Generations
+from mogine.kb.generations import Generations
+from mogine.kb.manifest import Generation
 from mogine.kb.vectors import VectorIndex
 from mogine.kb.verify import Finding, verify
 from tests.kb.conftest import CharacterEmbedder, make_document, take_in

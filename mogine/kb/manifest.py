@@ -1,0 +1,118 @@
+"""What a generation says about itself, and whether its files are still as they were written."""
+
+import re
+import sqlite3
+import zlib
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from mogine.errors import StoreError
+from mogine.kb.catalogue import read_sources
+from mogine.kb.texts import open_for_reading
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a generation says about itself.
+
+    `versions` are those of what wrote it. `checksums` tell of every file that opening it does not change
+    (Chroma notes each opening in its own database).
+    """
+
+    format: int
+    embedder: str
+    dimensions: int
+    documents: int
+    passages: int
+    created_at: str
+    versions: Mapping[str, str]
+    checksums: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One complete knowledge base."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+
+def check_files(generation: Generation) -> None:
+    """Raises StoreError when a file is not as it was written.
+
+    Chroma believes what its files say: one wrong byte there can end the whole process.
+    """
+    try:
+        damaged = damaged_files(generation)
+    except OSError as error:
+        raise StoreError(f"{generation.path} cannot be read ({error})") from error
+    if damaged:
+        raise StoreError(
+            f"{generation.path} is damaged ({damaged[0]}); `mogine kb rollback` goes back to the one before"
+        )
+
+
+def damaged_files(generation: Generation) -> list[str]:
+    """What is wrong with a generation, file by file; nothing where an older mogine noted no checksums."""
+    written = generation.manifest.checksums
+    found = checksums(generation.path) if written else {}
+    missing = [f"{name} is missing" for name in sorted(written.keys() - found.keys())]
+    changed = [name for name in sorted(written.keys() & found.keys()) if written[name] != found[name]]
+    return [*missing, *(f"{name} is not as it was written" for name in changed)]
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file of a generation that is not changed by opening it.
+
+    Below 1,000 vectors all of them are in Chroma's database; its index files are then begun at each opening.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _stays(path, folder)]
+    return {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    if path.parent == folder:
+        return path.name != "manifest.json"
+    return (path.parent / "index_metadata.pickle").exists()
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def check_versions(name: str, manifest: Manifest) -> None:
+    """Raises StoreError when a newer Chroma wrote the vectors than is here to read them."""
+    written, here = manifest.versions.get("chromadb", "0"), version("chromadb")
+    if manifest.dimensions and _major_minor(written) > _major_minor(here):
+        raise StoreError(
+            f"generation {name} was written with chromadb {written}, and {here} is installed, which may not "
+            f"read it rightly: install chromadb {written} or newer, go back with `mogine kb rollback`, "
+            "or remove data/kb/current.json and run `mogine kb ingest`"
+        )
+
+
+def _major_minor(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def sources_of(generation: Generation | None) -> dict[str, str]:
+    """Source to digest of every document. Raises StoreError."""
+    if generation is None:
+        return {}
+    try:
+        with closing(open_for_reading(generation.path)) as db:
+            return read_sources(db)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{generation.path} is damaged ({error}); `mogine kb rollback` goes back to the one before"
+        ) from error
