@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from mogine.errors import RequestError, RequestTimeout, StoreError, TooLarge, UnsupportedMedia
 from mogine.ingest.load import clean
@@ -82,7 +83,7 @@ async def _read_files(request: web.Request, folder: Path, max_bytes: int) -> lis
             files.append(Received(name, path))
     except web.HTTPException:
         raise
-    except (ValueError, AssertionError, RuntimeError, LookupError) as error:
+    except (HttpProcessingError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         # What aiohttp's reader raises for a body that is no multipart one.
         raise RequestError("the body is broken multipart/form-data") from error
     if not files:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mogine.errors import StoreError
 from mogine.kb.embedders import NoEmbedder
 from mogine.kb.generations import Generations
 from mogine.kb.manifest import Generation
@@ -111,3 +112,21 @@ def test_a_damaged_database_is_a_finding_and_no_crash(generation: Generation, na
     else:
         path.write_bytes(bytes(path.stat().st_size))
     assert verify(generation) != []
+
+
+def test_a_base_with_damaged_vectors_is_told_and_written_anew(
+    large: Generation, generations: Generations, embedder: CharacterEmbedder
+) -> None:
+    data = bytearray(chroma(large).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    chroma(large).write_bytes(data)
+    with generations.begin(embedder) as draft, pytest.raises(StoreError, match="mogine kb rollback"):
+        draft.replace(*make_document("b.md", "text"))
+    embedder.passages = 0
+    with generations.begin(embedder) as draft:
+        draft.rebuild()
+        draft.commit()
+    assert embedder.passages == 1100, "what Chroma would have to read is not let near it"
+    current = generations.current()
+    assert current is not None
+    assert verify(current) == []
