@@ -53,12 +53,16 @@ def test_changelog_names_the_version_of_the_package() -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
-def commands() -> Iterator[tuple[str, typer.core.TyperCommand]]:
+def commands() -> Iterator[tuple[str, typer.core.TyperCommand | typer.core.TyperGroup]]:
     """Every command there is, groups walked to their leaves, as `kb ingest` and the like."""
     front = typer.main.get_command(app)
 
-    def leaves(path: str, command: object) -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    def leaves(
+        path: str, command: object
+    ) -> Iterator[tuple[str, typer.core.TyperCommand | typer.core.TyperGroup]]:
         if isinstance(command, typer.core.TyperGroup):
+            if command.invoke_without_command and path:
+                yield path, command
             for name, child in command.commands.items():
                 yield from leaves(f"{path} {name}".strip(), child)
         elif isinstance(command, typer.core.TyperCommand):

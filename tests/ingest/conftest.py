@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,15 +64,17 @@ class Base:
         embedder: Embedder | None = None,
         on_embedded: Callable[[int], None] | None = None,
         parser: Parser | None = None,
+        **options: Any,
     ) -> Summary:
         *steps, summary = ingest(
-            paths or (self.docs,),
+            paths or ((self.docs,) if "urls" not in options else ()),
             self.generations,
             embedder or NoEmbedder(),
             base=self.home,
             own=[self.home / "data"],
             on_embedded=on_embedded,
             parser=parser,
+            **options,
         )
         assert all(isinstance(step, Progress) for step in steps)
         assert isinstance(summary, Summary)
