@@ -1,8 +1,8 @@
 """How soon a changed document of a large base is found: `python benchmarks/kb/delta.py [--passages 100000]`.
 
-Builds a base of generated passages once (`--home` keeps it), then changes one document of ten passages after
-the other. Prints one JSON object: seconds of the whole change as `Draft` does it, of a server's way to the new
-generation (open and warm), and of `kb rollback`, `kb verify`; the copy alone, and the size on disk.
+Builds a base of generated passages once (`--home` keeps it), then changes a document of ten passages again
+and again. Prints one JSON object: seconds of the whole change as a draft does it, of a server's way to the
+new generation (open and warm), of `kb rollback` and `kb verify`; the copy alone, and the size on disk.
 """
 
 import argparse

@@ -12,37 +12,15 @@ from mogine.kb.passages import Document, Passage
 
 DIMENSIONS = 384
 _TOPICS = 500
-_HAN = "退款运费保修安装价格门店电话订单发票积分会员售后质量检测系统设备温度湿度压力传感网络数据平台接口文档用户帐户"
-_WORDS = [
-    "refund",
-    "shipping",
-    "warranty",
-    "install",
-    "price",
-    "store",
-    "phone",
-    "order",
-    "invoice",
-    "member",
-    "quality",
-    "sensor",
-    "network",
-    "data",
-    "platform",
-    "interface",
-    "document",
-    "user",
-    "account",
-    "module",
-    "cable",
-    "voltage",
-    "pump",
-    "filter",
-    "valve",
-    "report",
-    "update",
-    "release",
-]
+_HAN = (
+    "退款运费保修安装价格门店电话订单发票积分会员售后质量检测系统"
+    "设备温度湿度压力传感网络数据平台接口文档用户帐户"
+)
+_TEXT = (
+    "refund shipping warranty install price store phone order invoice member quality sensor network data "
+    "platform interface document user account module cable voltage pump filter valve report update release"
+)
+_WORDS = _TEXT.split()
 
 
 class GeneratedEmbedder:

@@ -33,8 +33,9 @@ from mogine.ingest.pipeline import SEEN_NAME, ingest
 from mogine.kb.generations import Generations
 home = Path(sys.argv[1])
 kb = home / "data" / "kb"
+seen_path = kb / SEEN_NAME
 print("go", flush=True)
-list(ingest([home / "docs"], Generations(kb), GeneratedEmbedder(), base=home, seen_path=kb / SEEN_NAME, jobs=2))
+list(ingest([home / "docs"], Generations(kb), GeneratedEmbedder(), base=home, seen_path=seen_path, jobs=2))
 """
 
 
@@ -90,8 +91,14 @@ def run(home: Path, kills: int, chance: random.Random) -> dict[str, object]:
     if mark_now != f"mark{kills + 1}":
         raise SystemExit(f"the ingest after the last kill did not succeed: {summary}")
     names = sorted(path.name for path in (home / "data" / "kb" / "generations").iterdir())
-    return {"kills": kills, "damaged": 0, "committed_before_the_kill": committed, "usual_s": round(usual_s, 2),
-            "generations": names, "serves": name}  # fmt: skip
+    return {
+        "kills": kills,
+        "damaged": 0,
+        "committed_before_the_kill": committed,
+        "usual_s": round(usual_s, 2),
+        "generations": names,
+        "serves": name,
+    }
 
 
 def main() -> None:

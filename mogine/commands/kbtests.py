@@ -15,11 +15,7 @@ from mogine.errors import NotFound, StoreError
 if TYPE_CHECKING:
     from mogine.kb.gate import Outcome, Verdict
 
-app = typer.Typer(
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    help="Ask the questions of kb-tests.jsonl, and tell which find what they should.",
-)
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 FOUND_SOMETHING = 3
 SHOWN_CHANGES = 40

@@ -19,8 +19,8 @@ from mogine.kb.lexical import TERMS, LexicalWriter
 from mogine.kb.manifest import (
     Generation,
     Manifest,
-    check_files,
     checksums,
+    copy_files,
     damaged_files,
     sources_of,
 )
@@ -142,10 +142,8 @@ class Draft:
                     damaged = any(VECTORS_NAME in entry for entry in damaged_files(self._current))
                     self._work.take_over(self._current, with_vectors=not self.re_embeds and not damaged)
             else:
-                check_files(self._current)
-                shutil.copytree(self._current.path, path)
-                (path / "manifest.json").unlink()
-                self._work = _Work(path, self._embedder, self._current.manifest.dimensions)
+                copy_files(self._current, path)
+                self._work = _Work(path, self._embedder, self._current)
         return self._work
 
     @contextmanager
@@ -162,17 +160,17 @@ class Draft:
 
 
 class _Work:
-    """What is open while a draft is written. `dimensions` are those of the generation that was copied."""
+    """What is open while a draft is written. `copied` is the generation it began as, None for a new one."""
 
-    def __init__(self, path: Path, embedder: Embedder, dimensions: int | None = None) -> None:
+    def __init__(self, path: Path, embedder: Embedder, copied: Generation | None = None) -> None:
         self._path = path
         self._embedder = embedder
-        self._dimensions = dimensions
+        self._copied = copied
         self._db = open_for_writing(path)
         self._vectors: VectorIndex | None = None
         try:
             if embedder.name != NoEmbedder.name:
-                self._vectors = VectorIndex(path, create=dimensions is None)
+                self._vectors = VectorIndex(path, create=copied is None)
             self._catalogue = CatalogueWriter(self._db)
             self._lexical = LexicalWriter(self._db)
             self._waiting: list[tuple[int, str]] = []
@@ -241,7 +239,7 @@ class _Work:
         manifest = Manifest(
             FORMAT,
             self._embedder.name,
-            self._embedder.dimensions if self._dimensions is None else self._dimensions,
+            self._copied.manifest.dimensions if self._copied else self._embedder.dimensions,
             documents,
             passages,
             datetime.now(UTC).isoformat(timespec="seconds"),
@@ -253,7 +251,7 @@ class _Work:
             },
         )
         self.close()
-        manifest = replace(manifest, checksums=checksums(self._path))
+        manifest = replace(manifest, checksums=checksums(self._path, self._copied))
         (self._path / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), "utf-8")
         return manifest
 

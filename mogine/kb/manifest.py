@@ -1,6 +1,7 @@
 """What a generation says about itself, and whether its files are still as they were written."""
 
 import re
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from mogine.errors import StoreError
 from mogine.kb.catalogue import read_sources
 from mogine.kb.texts import open_for_reading
 
+MANIFEST_NAME = "manifest.json"
 _BLOCK_BYTES = 1024 * 1024
 
 
@@ -53,9 +55,13 @@ def check_files(generation: Generation) -> None:
     except OSError as error:
         raise StoreError(f"{generation.path} cannot be read ({error})") from error
     if damaged:
-        raise StoreError(
-            f"{generation.path} is damaged ({damaged[0]}); `mogine kb rollback` goes back to the one before"
-        )
+        raise _damaged(generation, damaged[0])
+
+
+def _damaged(generation: Generation, detail: object) -> StoreError:
+    return StoreError(
+        f"{generation.path} is damaged ({detail}); `mogine kb rollback` goes back to the one before"
+    )
 
 
 def damaged_files(generation: Generation) -> list[str]:
@@ -67,18 +73,44 @@ def damaged_files(generation: Generation) -> list[str]:
     return [*missing, *(f"{name} is not as it was written" for name in changed)]
 
 
-def checksums(folder: Path) -> dict[str, int]:
+def copy_files(generation: Generation, folder: Path) -> None:
+    """A copy to be changed, without the manifest. Raises StoreError when a file is not as it was written."""
+    for source in sorted(generation.path.rglob("*")):
+        name = source.relative_to(generation.path).as_posix()
+        if source.is_dir():
+            (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif name != MANIFEST_NAME:
+            (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            known = generation.manifest.checksums.get(name)
+            if known is not None and known != _crc32(source):
+                raise _damaged(generation, f"{name} is not as it was written")
+            shutil.copy2(source, folder / name)  # the kernel copies: six times as fast as reading and writing
+
+
+def checksums(folder: Path, copied: Generation | None = None) -> dict[str, int]:
     """CRC-32 of every file of a generation that is not changed by opening it.
 
     Below 1,000 vectors all of them are in Chroma's database; its index files are then begun at each opening.
+    A file that has not been touched since it was `copied` from another generation is not read again.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _stays(path, folder)]
-    return {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and _stays(path, folder):
+            name = path.relative_to(folder).as_posix()
+            known = copied.manifest.checksums.get(name) if copied else None
+            is_same = copied is not None and known is not None and _mark(path) == _mark(copied.path / name)
+            sums[name] = known if is_same and known is not None else _crc32(path)
+    return sums
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _stays(path: Path, folder: Path) -> bool:
     if path.parent == folder:
-        return path.name != "manifest.json"
+        return path.name != MANIFEST_NAME
     return (path.parent / "index_metadata.pickle").exists()
 
 
@@ -113,6 +145,4 @@ def sources_of(generation: Generation | None) -> dict[str, str]:
         with closing(open_for_reading(generation.path)) as db:
             return read_sources(db)
     except sqlite3.Error as error:
-        raise StoreError(
-            f"{generation.path} is damaged ({error}); `mogine kb rollback` goes back to the one before"
-        ) from error
+        raise _damaged(generation, error) from error

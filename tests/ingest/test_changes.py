@@ -114,9 +114,7 @@ def test_several_readers_give_what_one_gives(base: Base) -> None:
 
 
 def test_a_run_that_ends_early_leaves_no_reader(base: Base, embedder: CountingEmbedder) -> None:
-    base.write(
-        {f"{n:02}.md": "word " * 3000 for n in range(1)} | {f"x{n}.md": f"text {n}" for n in range(60)}
-    )
+    base.write({"a.md": "word " * 3000, **{f"x{n}.md": f"text {n}" for n in range(60)}})
     embedder.failure = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         base.ingest(embedder=embedder, jobs=2)
@@ -188,7 +186,7 @@ def test_uploads_are_taken_whole_or_not_at_all(base: Base) -> None:
     assert base.generations.current() is None
     summary = take_uploads([upload("a.md", ONE.encode())], base.generations, NoEmbedder())
     assert (summary.added, summary.generation) == (("upload:a.md",), "g000001")
-    with pytest.raises(UnreadableDocument, match="same content as upload:a.md"):
+    with pytest.raises(UnreadableDocument, match="same content as upload:a"):
         take_uploads([upload("b.md", ONE.encode())], base.generations, NoEmbedder())
 
 

@@ -331,6 +331,33 @@ def test_full_disk_leaves_the_old_generation(
     assert folders(generations) == {name}
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_disk_that_is_really_full_leaves_the_old_generation_and_heals(
+    small_disk: Path, embedder: CharacterEmbedder
+) -> None:
+    generations = Generations(small_disk / "kb")
+    name = take_in(generations, embedder, make_document("a.md", "退款"))
+    big = make_document("big.md", *(f"passage {n} " + "words " * 200 for n in range(3000)))
+    with pytest.raises(StoreError, match="free space"):
+        take_in(generations, embedder, big)
+    assert folders(generations) == {name}
+    with opened(generations, embedder) as knowledge:
+        assert knowledge.search("退款", 1)[0].passage.source == "a.md"
+    take_in(generations, embedder, make_document("b.md", "发票"))
+    assert verify(generations.current()) == []  # type: ignore[arg-type]
+
+
 # Files may not grow beyond 200 kB: what a full disk looks like to a program.
 _FILL = """
 import resource, signal, sys
