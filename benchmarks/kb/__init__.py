@@ -1,1 +1,1 @@
-"""How fast the knowledge base answers and takes in."""
+"""How fast the knowledge base answers and takes in, and what it survives."""

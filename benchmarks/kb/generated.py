@@ -54,7 +54,7 @@ def document(number: int, passages: int, version: int = 0) -> tuple[Document, li
     """A document of Chinese and English passages of about 400 characters."""
     source = f"docs/{number:06d}.md"
     digest = hashlib.sha256(f"{number}.{version}".encode()).hexdigest()
-    chance = random.Random(digest)  # noqa: S311 - text for a measurement
+    chance = random.Random(digest)
     cut = []
     for position in range(passages):
         if number % 2:
