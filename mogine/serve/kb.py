@@ -39,6 +39,7 @@ POLL_S = 0.5
 RETRY_S = 5.0
 MAX_TOP_K = 50
 MAX_WAITING = 64
+OPENING_S = 15.0
 # Answers that are kept while their generation serves: visitors of a page ask the same things.
 REMEMBERED = 256
 REMEMBERED_TOP_K = 10
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 
 def create_app(settings: Settings) -> web.Application:
-    """The server of contract section 4; loads the embedder and the index in the background."""
+    """The server of contract section 4; it takes connections when its embedder and index are loaded."""
     app = base_app(settings, "kb", ROUTES, ready=_problems)
     app[SHELF] = Shelf(Generations(settings.kb_path), open_embedder(settings))
     app[CLERKS] = Clerks(settings)
@@ -90,6 +91,7 @@ class Shelf:
         self._problem = NOT_LOADED
         self._failed: tuple[str, float] | None = None
         self._waiting = 0
+        self._looked = asyncio.Event()
         self._loader = ThreadPoolExecutor(1, "kb-load")
         self._searchers = ThreadPoolExecutor(MAX_READERS, "kb-search")
 
@@ -139,10 +141,16 @@ class Shelf:
         """Follows the pointer now, so that a change just made is found."""
         await asyncio.get_running_loop().run_in_executor(self._loader, self.refresh)
 
+    async def opened(self, patience_s: float) -> None:
+        """Waits until what is there serves, or cannot, or for `patience_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._looked.wait(), patience_s)
+
     async def watch(self) -> None:
         """Follows the pointer until cancelled."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._loader, self.refresh)
+        self._looked.set()
         if self._lent is None:
             # The first ingest is searchable the sooner for it.
             await loop.run_in_executor(self._loader, self._embedder.warm)
@@ -234,6 +242,8 @@ SITE_FILE = web.AppKey("SITE_FILE", SiteFile)
 async def _keep_shelf(app: web.Application) -> AsyncIterator[None]:
     await asyncio.to_thread(sweep, app[SETTINGS].data_path / UPLOADS_NAME)
     watcher = asyncio.create_task(app[SHELF].watch())
+    # Who asks a server that has just said it serves must not be told that nothing was found.
+    await app[SHELF].opened(OPENING_S)
     yield
     watcher.cancel()
     with contextlib.suppress(asyncio.CancelledError):

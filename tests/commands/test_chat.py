@@ -327,6 +327,13 @@ class Terminal:
             assert time.monotonic() < deadline, f"waited for {text!r} in:\n{self.text}"
             self._read(0.05)
 
+    def prompt(self) -> None:
+        """Until an empty prompt stands there: before that, what is typed is not for the line editor."""
+        deadline = time.monotonic() + 30
+        while not self.text.rstrip().endswith("\n>"):
+            assert time.monotonic() < deadline, f"waited for the prompt in:\n{self.text}"
+            self._read(0.05)
+
     def leave(self) -> int:
         """The exit code."""
         deadline = time.monotonic() + 30
@@ -380,6 +387,7 @@ def test_turns_build_on_each_other_and_markdown_is_shown(
     terminal.wait("and \\x1b]0;pwned\\x07 more")
     assert b"\x1b]0;" not in terminal.raw
     assert [text for _, text in texts(doubao)][0::2] == ["how long?", "and tables?"]
+    terminal.prompt()
     terminal.type("\x04")
     assert terminal.leave() == 0
     history = home / "data" / "chat_history"
@@ -416,25 +424,33 @@ def test_error_of_an_answer_is_told_and_the_chat_goes_on(terminal: Terminal, dou
 
 
 def test_commands_of_the_prompt(terminal: Terminal, doubao: DoubaoFake) -> None:
-    terminal.wait("\n>")
+    terminal.prompt()
     terminal.type("/help\r")
     terminal.wait("/provider NAME")
+    terminal.prompt()
     terminal.type("/nonsense\r")
     terminal.wait("there is no /nonsense")
+    terminal.prompt()
     terminal.type("/provider dashscope\r")
     terminal.wait("DASHSCOPE_API_KEY and DASHSCOPE_APP_ID must")
+    terminal.prompt()
     terminal.type("one\r")
     terminal.wait("保修两年。")
+    terminal.prompt()
     terminal.type("/new\r")
     terminal.wait("a new conversation")
+    terminal.prompt()
     terminal.type("two\x1b\rlines\r")
     terminal.wait("保修两年。", count=2)
     assert texts(doubao) == [("user", "two\nlines")]
+    terminal.prompt()
     terminal.type("/provider extract\r")
     terminal.wait("\nextract")
+    terminal.prompt()
     terminal.type("three\r")
     terminal.wait("Nothing about this was found")
     assert len(doubao.requests) == 2
+    terminal.prompt()
     terminal.type("/quit\r")
     assert terminal.leave() == 0
 
