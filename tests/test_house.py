@@ -89,7 +89,9 @@ def test_every_option_of_a_command_has_help(path: str) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".env.example"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".env.example", "docs/knowledge-base.md"]
+)
 def test_every_command_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S))

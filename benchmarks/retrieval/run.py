@@ -34,7 +34,8 @@ from mogine.kb.embedders import (
     NoEmbedder,
     Vectors,
 )
-from mogine.kb.generations import Generations, Manifest
+from mogine.kb.generations import Generations
+from mogine.kb.manifest import Manifest
 from mogine.kb.knowledge import KnowledgeBase
 from mogine.kb.passages import Hit
 
