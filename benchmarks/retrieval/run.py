@@ -35,8 +35,8 @@ from mogine.kb.embedders import (
     Vectors,
 )
 from mogine.kb.generations import Generations
-from mogine.kb.manifest import Manifest
 from mogine.kb.knowledge import KnowledgeBase
+from mogine.kb.manifest import Manifest
 from mogine.kb.passages import Hit
 
 DEPTH = 50
