@@ -43,6 +43,7 @@ class QueryRecord:
     `id` is the request's id, by which feedback finds the row. `kind` tells the route (`/api/chat`,
     `/api/llm/*`, `/v1/*`), `visitor` is a salted daily hash, never an address. `error_type` is the
     envelope's `reason` ("" when all went well). None means not known, which is not zero.
+    `bot` tells a crawler, by the name it gave itself; that name is not kept.
     Texts come as they are: the recorder masks them before anything is written. Of a citation the
     excerpt is not kept.
     """
@@ -70,6 +71,7 @@ class QueryRecord:
     first_token_ms: int | None = None
     duration_ms: int | None = None
     feedback: Feedback = ""
+    bot: bool = False
 
     def __post_init__(self) -> None:
         if self.started_at.tzinfo is None:

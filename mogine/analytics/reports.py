@@ -1,49 +1,53 @@
 """The numbers: each report is one function with its SQL, and `DEFINITIONS` says what each number means."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from mogine.analytics.records import Window, epoch_ms
+from mogine.analytics import histogram
+from mogine.analytics.records import Window, epoch_ms, from_epoch_ms
+from mogine.analytics.rollups import (
+    ASKED_QUARTERS,
+    COLUMNS,
+    DAY_LEVEL,
+    LEVELS,
+    QUARTER_MS,
+    Waits,
+    gather_tail,
+    pieces,
+)
 from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, Reader
+from mogine.analytics.store import AnalyticsStore, Reader, translate
 from mogine.errors import RequestError
 
 TOP = 20
 MAX_GROUPS = 100
+QUARTER_S = QUARTER_MS // 1000
 
-# One row of numbers, for any set of rows q. None where nothing was measured: that is not zero.
-_SUMS = """
-  count(*) AS questions,
-  count(DISTINCT nullif(q.visitor, '')) AS visitors,
-  count(DISTINCT nullif(q.session, '')) AS sessions,
-  coalesce(sum(q.status = 'ok'), 0) AS ok,
-  coalesce(sum(q.status = 'error'), 0) AS errors,
-  coalesce(sum(q.status = 'aborted'), 0) AS aborted,
-  coalesce(sum(q.status = 'refused'), 0) AS refused,
-  coalesce(sum(q.answered = 'yes'), 0) AS answered,
-  coalesce(sum(q.answered = 'no'), 0) AS unanswered,
-  coalesce(sum(q.feedback = 'up'), 0) AS thumbs_up,
-  coalesce(sum(q.feedback = 'down'), 0) AS thumbs_down,
-  coalesce(sum(q.prompt_tokens), 0) AS prompt_tokens,
-  coalesce(sum(q.completion_tokens), 0) AS completion_tokens,
-  coalesce(sum(q.reasoning_tokens), 0) AS reasoning_tokens,
-  coalesce(sum(q.tokens_estimated), 0) AS estimated,
-  round(coalesce(sum(q.cost_cny), 0), 6) AS cost_cny,
-  round(avg(q.first_token_ms)) AS first_token_ms_mean,
-  round(avg(CASE WHEN q.status = 'ok' THEN q.duration_ms END)) AS duration_ms_mean
-"""
+_SUMS = ", ".join(f"sum(r.{name}) AS {name}" for name in COLUMNS)
+_PLAIN = tuple(name for name in COLUMNS[:16] if name not in ("visitors", "sessions"))
+# Visitors and sessions are counted once, where they were first seen: they have no place in groups.
+_COUNTED = ("questions", "visitors", "sessions", *_PLAIN[1:])
 
 DEFINITIONS: Mapping[str, str] = {
     "window": "From since (included) to until (excluded): whole days of the time zone, today included, "
-    "so the last day is still growing. previous is as many whole days before it.",
-    "questions": "Rows recorded: one per question, whatever became of it.",
-    "visitors": "Different visitor hashes. The hash is salted anew each day, so somebody who comes back "
-    "on another day counts again.",
-    "sessions": "Different session ids.",
+    "so the last day is still growing. previous is as many whole days before it. Everything is summed by "
+    "quarter-hours of UTC, of which the days of every time zone are made, also those at 30 or 45 minutes; "
+    "the sums stay when `cleanup` deletes the rows.",
+    "questions": "Rows recorded: one per question of a person, whatever became of it. Crawlers are left out "
+    "here and in all other numbers but their own.",
+    "bots": "Questions of crawlers, known by the name they give themselves; bots_cost_cny: what those cost.",
+    "visitors": "Different visitor hashes, each counted where it was first seen. The hash is salted anew "
+    "each day of MOGINE_TIMEZONE: within such a day the number is exact; over several days it is the sum of "
+    "the days, so somebody who comes back on another day counts again.",
+    "sessions": "Different session ids, each counted where it was first seen; one that goes on after more "
+    "than a day's pause counts again.",
     "ok": "Answers that came to their end.",
     "errors": "Questions that failed, at a vendor or here.",
     "aborted": "Answers that the visitor left or stopped.",
@@ -51,22 +55,30 @@ DEFINITIONS: Mapping[str, str] = {
     "answered": "Questions known to be answered; unanswered: known not to be. The rest is unknown.",
     "answered_share": "answered / (answered + unanswered); null while neither is known.",
     "error_share": "errors / questions; null without questions.",
-    "thumbs_up": "Questions whose visitor gave a thumb up; thumbs_down likewise. The last thumb counts.",
+    "thumbs_up": "Questions whose visitor gave a thumb up; thumbs_down likewise. The last thumb counts, on "
+    "the day of the question.",
     "prompt_tokens": "Tokens sent to vendors, as they counted them; completion_tokens: tokens received, "
     "thinking included; reasoning_tokens: the thinking among them.",
     "estimated": "Questions whose tokens were estimated because the vendor told none.",
     "cost_cny": "Sum of the cost of each question in CNY, by the prices of its day; questions without a "
     "known price count nothing.",
     "first_token_ms": "From the question's arrival to the first token sent, over all questions that had "
-    "one. Percentiles are exact (nearest rank): no error.",
-    "duration_ms": "From the question's arrival to the answer's end, over answers with status ok. "
-    "Percentiles are exact (nearest rank): no error.",
+    "one; first_token_ms_mean is the mean of these. Percentiles (nearest rank) come from a histogram: at "
+    "most 1 % away from the exact value.",
+    "duration_ms": "From the question's arrival to the answer's end, over answers with status ok; "
+    "duration_ms_mean is the mean of these. Percentiles (nearest rank) come from a histogram: at most 1 % "
+    "away from the exact value.",
+    "by": "Groups tell the 100 most frequent values. by_error: the envelope's reason, empty without one.",
     "by_source": "Questions under whose answer the document was cited; one answer can cite several.",
+    "by_page": "Questions by the page they were asked from, at most 1,000 different ones in a day of UTC; "
+    "the rest are told as (other pages).",
     "by_hour": "Questions by hour of the local day, 0 to 23; an hour that a clock change "
     "repeats counts as one.",
     "hour_weekday": "Questions by local weekday (first row Monday) and hour (0 to 23).",
     "top_questions": "Questions asked most often, compared without regard to blanks at the ends and to "
-    "the case of Latin letters; empty when texts are not kept.",
+    "case, worded as last asked. Of each 8 hours (of UTC, those that begin within the window) the 40 most "
+    "frequent are kept: exact while no more different ones are asked in 8 hours; beyond that a number may "
+    "be too low, never too high. Empty when texts are not kept, and for deleted rows.",
     "top_sources": "Documents cited most often; score is the mean of their citations.",
 }
 
@@ -128,117 +140,254 @@ class Statistics:
 # --- reports -------------------------------------------------------------------------------------
 
 
-def totals(reader: Reader, window: Window) -> dict[str, Any]:
-    """All sums of the window."""
-    row = reader.one(f"SELECT {_SUMS} FROM queries q WHERE q.seq >= ? AND q.seq < ?", _range(window))  # noqa: S608
-    return _with_shares(dict(row))
+@contextmanager
+def open_numbers(
+    store: AnalyticsStore, window: Window, deadline_s: float | None = None
+) -> Iterator["Numbers"]:
+    """The numbers of `window`, and of the one before it, all from one and the same state of the record."""
+    low, high = window.before().since, window.until
+    with store.reader(deadline_s) as reader:
+        try:
+            waits = gather_tail(reader.connection, epoch_ms(low) << SEQ_BITS, epoch_ms(high) << SEQ_BITS)
+        except sqlite3.Error as error:
+            raise translate(error, "the record") from error
+        yield Numbers(reader, waits)
 
 
-def by_day(reader: Reader, window: Window) -> Table:
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A reader that has gathered what is not summed yet; `waits` is a part of that."""
+
+    reader: Reader
+    waits: Waits
+
+    def all(self, sql: str, params: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Every row of one statement."""
+        return self.reader.all(sql, params)
+
+
+def totals(numbers: Numbers, window: Window) -> dict[str, Any]:
+    """All sums of the window; `bots` tells of the crawlers, which count nowhere else."""
+    (row,) = _sums(numbers, "all", window)
+    (bots,) = _sums(numbers, "bot", window)
+    found = _numbers(row, _COUNTED)
+    return {**found, "bots": bots["questions"] or 0, "bots_cost_cny": round(bots["cost_cny"] or 0, 6)}
+
+
+def by_day(numbers: Numbers, window: Window) -> Table:
     """One row for each local day, those without questions too."""
-    return _by_spans(reader, "day", _days(window), [name for name, _, _ in _days(window)])
+    found: dict[int, dict[str, Any]] = {}
+    for number, row in _in_local_time(numbers, window, "/ 86400"):
+        _merge(found, number, row)
+    first = window.since.astimezone(window.timezone).date()
+    labels = [first + timedelta(days=n) for n in range(window.days)]
+    epoch = datetime(1970, 1, 1).date()
+    return _table("day", [(str(day), found.get((day - epoch).days, {})) for day in labels], _COUNTED)
 
 
-def by_hour(reader: Reader, window: Window) -> Table:
+def by_hour(numbers: Numbers, window: Window) -> Table:
     """One row for each hour of the local day."""
-    spans = [(f"{at.hour:02d}", low, high) for at, low, high in _hours(window)]
-    return _by_spans(reader, "hour", spans, [f"{hour:02d}" for hour in range(24)])
+    found: dict[int, dict[str, Any]] = {}
+    for number, row in _in_local_time(numbers, window, "/ 3600 % 24"):
+        _merge(found, number, row)
+    return _table("hour", [(f"{hour:02d}", found.get(hour, {})) for hour in range(24)], _COUNTED)
 
 
-def by_provider(reader: Reader, window: Window) -> Table:
+def by_provider(numbers: Numbers, window: Window) -> Table:
     """One row for each provider that was asked."""
-    return _by_column(reader, "provider", window)
+    return _by_value(numbers, "provider", window)
 
 
-def by_model(reader: Reader, window: Window) -> Table:
+def by_model(numbers: Numbers, window: Window) -> Table:
     """One row for each model that answered."""
-    return _by_column(reader, "model", window)
+    return _by_value(numbers, "model", window)
 
 
-def by_status(reader: Reader, window: Window) -> Table:
+def by_status(numbers: Numbers, window: Window) -> Table:
     """One row for each outcome."""
-    return _by_column(reader, "status", window)
+    return _by_value(numbers, "status", window)
 
 
-def by_error(reader: Reader, window: Window) -> Table:
+def by_error(numbers: Numbers, window: Window) -> Table:
     """One row for each kind of error or refusal ("" where there was none)."""
-    return _by_column(reader, "error", window, column="error_type")
+    return _by_value(numbers, "error", window)
 
 
-def by_page(reader: Reader, window: Window) -> Table:
+def by_page(numbers: Numbers, window: Window) -> Table:
     """One row for each page of the website, the busiest first."""
-    return _by_column(reader, "page", window, column="page_url")
+    return _by_value(numbers, "page", window)
 
 
-def by_source(reader: Reader, window: Window) -> Table:
+def by_source(numbers: Numbers, window: Window) -> Table:
     """One row for each cited document, the most cited first."""
-    rows = reader.all(
-        f"""
-        SELECT cited.source, {_SUMS}
-        FROM (SELECT DISTINCT seq, source FROM citations WHERE seq >= ? AND seq < ?) cited
-        JOIN queries q ON q.seq = cited.seq
-        GROUP BY cited.source ORDER BY questions DESC, cited.source LIMIT {MAX_GROUPS}
-        """,  # noqa: S608 - our own constants
-        _range(window),
+    return _by_value(numbers, "source", window)
+
+
+def latency(numbers: Numbers, window: Window) -> dict[str, dict[str, int | None]]:
+    """p50, p95 and p99, at most one percent away from the value at that rank."""
+    rows = numbers.all(
+        "SELECT w.first_token, w.duration FROM json_each(?) p CROSS JOIN waits w "
+        "ON w.level = json_extract(p.value, '$[0]') AND w.slot >= json_extract(p.value, '$[1]') "
+        "AND w.slot < json_extract(p.value, '$[2]')",
+        (json.dumps(_pieces(window)),),
     )
-    return _table("source", [dict(row) for row in rows])
+    found = {}
+    low, high = _quarters(window)
+    for name, place in (("first_token_ms", 0), ("duration_ms", 1)):
+        counts = histogram.unpack(row[place] for row in rows)
+        for slot, pair in numbers.waits.items():
+            if low <= slot < high:
+                counts.update(pair[place])
+        found[name] = {f"p{percent}": histogram.percentile(counts, percent) for percent in (50, 95, 99)}
+    return found
 
 
-def latency(reader: Reader, window: Window) -> dict[str, dict[str, int | None]]:
-    """p50, p95 and p99, exact: the value at that rank of the ordered list."""
-    return {
-        "first_token_ms": _percentiles(reader, window, "first_token_ms", "1"),
-        "duration_ms": _percentiles(reader, window, "duration_ms", "q.status = 'ok'"),
-    }
-
-
-def top_questions(reader: Reader, window: Window) -> Table:
-    """What is asked most often, as somebody worded it."""
-    rows = reader.all(
+def top_questions(numbers: Numbers, window: Window) -> Table:
+    """What is asked most often, as somebody worded it last."""
+    low, high = _quarters(window)
+    rows = numbers.all(
         """
-        SELECT min(trim(t.question)), count(*) AS questions, sum(q.answered = 'no')
-        FROM queries q JOIN texts t ON t.seq = q.seq
-        WHERE q.seq >= ? AND q.seq < ? AND t.question <> ''
-        GROUP BY lower(trim(t.question)) ORDER BY questions DESC, max(q.seq) DESC LIMIT ?
+        SELECT trim(t.question), a.questions, a.unanswered FROM (
+          SELECT max(seq) AS seq, sum(questions) AS questions, sum(unanswered) AS unanswered
+          FROM (SELECT * FROM asked UNION ALL SELECT * FROM fresh_asked)
+          WHERE slot >= ? AND slot < ? GROUP BY key ORDER BY questions DESC, seq DESC LIMIT ?
+        ) a JOIN texts t ON t.seq = a.seq ORDER BY a.questions DESC, a.seq DESC
         """,
-        [*_range(window), TOP],
+        (-(-low // ASKED_QUARTERS), -(-high // ASKED_QUARTERS), TOP),
     )
     return Table(("question", "questions", "unanswered"), tuple(tuple(row) for row in rows))
 
 
-def top_sources(reader: Reader, window: Window) -> Table:
+def top_sources(numbers: Numbers, window: Window) -> Table:
     """Which documents answers stand on."""
-    rows = reader.all(
-        """
-        SELECT source, max(title), count(DISTINCT seq) AS questions, round(avg(score), 3)
-        FROM citations WHERE seq >= ? AND seq < ?
-        GROUP BY source ORDER BY questions DESC, source LIMIT ?
-        """,
-        [*_range(window), TOP],
+    rows = _sums(numbers, "source", window, limit=TOP)
+    titles = dict(
+        tuple(row)
+        for row in numbers.all(
+            "SELECT source, title FROM (SELECT * FROM sources UNION ALL SELECT * FROM fresh_sources) "
+            "WHERE source IN (SELECT value FROM json_each(?))",
+            (json.dumps([row["value"] for row in rows]),),
+        )
     )
-    return Table(("source", "title", "questions", "score"), tuple(tuple(row) for row in rows))
+    return Table(
+        ("source", "title", "questions", "score"),
+        tuple(
+            (
+                row["value"],
+                titles.get(row["value"], ""),
+                row["questions"],
+                _mean(row["score"], row["citations"], 3),
+            )
+            for row in rows
+        ),
+    )
 
 
-def hour_weekday(reader: Reader, window: Window) -> tuple[tuple[int, ...], ...]:
+def hour_weekday(numbers: Numbers, window: Window) -> tuple[tuple[int, ...], ...]:
     """Seven rows (Monday first) of 24 counts, in local time."""
-    hours = _hours(window)
-    counts = reader.all(
-        "SELECT (SELECT count(*) FROM queries q "
-        "WHERE q.seq >= json_extract(b.value, '$[0]') AND q.seq < json_extract(b.value, '$[1]')) "
-        "FROM json_each(?) b ORDER BY b.key",
-        (json.dumps([[low, high] for _, low, high in hours]),),
-    )
     grid = [[0] * 24 for _ in range(7)]
-    for (at, _, _), row in zip(hours, counts, strict=True):
-        grid[at.weekday()][at.hour] += row[0]
+    for number, row in _in_local_time(numbers, window, "/ 3600 % 168", columns=("questions",)):
+        # 1 January 1970 was a Thursday.
+        grid[(number // 24 + 3) % 7][number % 24] += row["questions"]
     return tuple(tuple(row) for row in grid)
 
 
 # --- how they are put together -------------------------------------------------------------------
 
 
-def _range(window: Window) -> tuple[int, int]:
-    return epoch_ms(window.since) << SEQ_BITS, epoch_ms(window.until) << SEQ_BITS
+def _quarters(window: Window) -> tuple[int, int]:
+    """The quarter-hours of a window: from, and to before."""
+    return epoch_ms(window.since) // QUARTER_MS, -(-epoch_ms(window.until) // QUARTER_MS)
+
+
+def _pieces(window: Window) -> list[tuple[int, int, int]]:
+    return pieces(*_quarters(window))
+
+
+def _sums(numbers: Numbers, dimension: str, window: Window, *, limit: int = 0) -> list[dict[str, Any]]:
+    """Sums by value, the most frequent first; of everything as one row when there is no `limit`."""
+    grouped = "GROUP BY r.value ORDER BY questions DESC, r.value LIMIT ?" if limit else ""
+    rows = numbers.all(
+        # CROSS JOIN keeps the pieces outside: each is one range of the table's own order.
+        f"SELECT r.value, {_SUMS} FROM (SELECT r.* FROM json_each(?) p CROSS JOIN rollups r "  # noqa: S608
+        "ON r.dimension = ? AND r.level = json_extract(p.value, '$[0]') "
+        "AND r.slot >= json_extract(p.value, '$[1]') AND r.slot < json_extract(p.value, '$[2]') "
+        "UNION ALL SELECT dimension, 0, slot, value, "
+        f"{', '.join(COLUMNS)} FROM fresh WHERE dimension = ? AND slot >= ? AND slot < ?) r {grouped}",
+        [json.dumps(_pieces(window)), dimension, dimension, *_quarters(window), *([limit] if limit else [])],
+    )
+    return [dict(row) for row in rows if row["questions"] or not limit]
+
+
+def _in_local_time(
+    numbers: Numbers, window: Window, unit: str, columns: Sequence[str] = COLUMNS
+) -> list[tuple[int, dict[str, Any]]]:
+    """Sums by a unit of local time since 1970; a number can come twice, on both sides of a clock change."""
+    sums = ", ".join(f"sum({name}) AS {name}" for name in columns)
+    found = []
+    for low, high, offset_s in offsets(window):
+        # Whole hours from UTC: the sums of hours do, a quarter as many.
+        level = 1 if offset_s % 3600 == low % 4 == high % 4 == 0 else 0
+        seconds, size = QUARTER_S * LEVELS[level], LEVELS[level]
+        rows = numbers.all(
+            f"SELECT (slot * {seconds} + {offset_s}) {unit} AS number, {sums} FROM rollups "  # noqa: S608
+            "WHERE dimension = 'all' AND level = ? AND slot >= ? AND slot < ? GROUP BY 1 UNION ALL "
+            f"SELECT (slot * {QUARTER_S} + {offset_s}) {unit} AS number, {sums} FROM fresh "
+            "WHERE dimension = 'all' AND slot >= ? AND slot < ? GROUP BY 1",
+            (level, low // size, high // size, low, high),
+        )
+        found += [(row["number"], dict(row)) for row in rows]
+    return found
+
+
+def offsets(window: Window) -> list[tuple[int, int, int]]:
+    """The window cut where its zone's clock changes: quarter-hours from and to before, seconds from UTC."""
+    low, high = _quarters(window)
+    edges = [low]
+    day = low
+    while day < high:
+        following = min(day + LEVELS[DAY_LEVEL], high)
+        if _offset_s(day, window.timezone) != _offset_s(following, window.timezone):
+            edges.append(_change(day, following, window.timezone))
+        day = following
+    edges.append(high)
+    return [(a, b, _offset_s(a, window.timezone)) for a, b in pairwise(edges) if a < b]
+
+
+def _change(low: int, high: int, zone: ZoneInfo) -> int:
+    """The first quarter-hour after `low` with the offset of `high`."""
+    before = _offset_s(low, zone)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _offset_s(middle, zone) == before:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _offset_s(quarter: int, zone: ZoneInfo) -> int:
+    offset = from_epoch_ms(quarter * QUARTER_MS).astimezone(zone).utcoffset() or timedelta(0)
+    return offset // timedelta(seconds=1)
+
+
+def _merge(found: dict[int, dict[str, Any]], number: int, row: dict[str, Any]) -> None:
+    known = found.setdefault(number, dict.fromkeys(COLUMNS, 0))
+    for name in COLUMNS:
+        known[name] += row[name]
+
+
+def _numbers(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What is told of one set of questions; means are None where nothing was measured."""
+    found: dict[str, Any] = {name: row.get(name) or 0 for name in names}
+    found["cost_cny"] = round(found["cost_cny"], 6)
+    found["first_token_ms_mean"] = _mean(row.get("first_token_ms"), row.get("first_tokens"), 0)
+    found["duration_ms_mean"] = _mean(row.get("duration_ms"), row.get("durations"), 0)
+    return _with_shares(found)
+
+
+def _mean(total: float | None, count: int | None, digits: int) -> float | None:
+    return round((total or 0) / count, digits) if count else None
 
 
 def _with_shares(row: dict[str, Any]) -> dict[str, Any]:
@@ -248,91 +397,18 @@ def _with_shares(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _table(name: str, rows: Iterable[dict[str, Any]]) -> Table:
-    full = [_with_shares(row) for row in rows]
+def _table(name: str, rows: Iterable[tuple[str, Mapping[str, Any]]], names: Sequence[str]) -> Table:
+    full = [{name: label, **_numbers(row, names)} for label, row in rows]
     columns = tuple(full[0]) if full else (name, "questions")
     return Table(columns, tuple(tuple(row.values()) for row in full))
 
 
-def _by_column(reader: Reader, name: str, window: Window, *, column: str = "") -> Table:
-    column = column or name
-    rows = reader.all(
-        f"SELECT q.{column} AS {name}, {_SUMS} FROM queries q WHERE q.seq >= ? AND q.seq < ? "  # noqa: S608
-        f"GROUP BY q.{column} ORDER BY questions DESC, q.{column} LIMIT {MAX_GROUPS}",
-        _range(window),
-    )
-    return _table(name, [dict(row) for row in rows])
+def _by_value(numbers: Numbers, dimension: str, window: Window) -> Table:
+    rows = _sums(numbers, dimension, window, limit=MAX_GROUPS)
+    return _table(dimension, [(row["value"], row) for row in rows], _PLAIN)
 
 
-def _by_spans(reader: Reader, name: str, spans: list[tuple[str, int, int]], labels: list[str]) -> Table:
-    """Sums by label of the span of keys a row lies in; each label of `labels` in its order."""
-    rows = reader.all(
-        # CROSS JOIN keeps the spans outside: each is one range of the table's own order.
-        f"SELECT json_extract(b.value, '$[0]') AS {name}, {_SUMS} FROM json_each(?) b "  # noqa: S608
-        "CROSS JOIN queries q ON q.seq >= json_extract(b.value, '$[1]') "
-        "AND q.seq < json_extract(b.value, '$[2]') GROUP BY 1",
-        (json.dumps(spans),),
-    )
-    found = {row[name]: dict(row) for row in rows}
-    nothing = dict(reader.one(f"SELECT '' AS {name}, {_SUMS} FROM queries q WHERE 0"))  # noqa: S608
-    return _table(name, [found.get(label) or {**nothing, name: label} for label in labels])
-
-
-def _percentiles(reader: Reader, window: Window, column: str, condition: str) -> dict[str, int | None]:
-    counts = reader.all(
-        f"SELECT q.{column}, count(*) FROM queries q WHERE q.seq >= ? AND q.seq < ? "  # noqa: S608
-        f"AND q.{column} IS NOT NULL AND {condition} GROUP BY 1 ORDER BY 1",
-        _range(window),
-    )
-    total = sum(row[1] for row in counts)
-    result: dict[str, int | None] = {"p50": None, "p95": None, "p99": None}
-    for name, percent in (("p50", 50), ("p95", 95), ("p99", 99)):
-        rank = -(-total * percent // 100)
-        seen = 0
-        for value, count in counts:
-            seen += count
-            if seen >= rank:
-                result[name] = value
-                break
-    return result
-
-
-def _days(window: Window) -> list[tuple[str, int, int]]:
-    """The local days of the window: date, and the range of keys. A day can have 23 or 25 hours."""
-    first = window.since.astimezone(window.timezone).date()
-    edges = [_midnight(first + timedelta(days=n), window) for n in range(window.days + 1)]
-    return [
-        (str(first + timedelta(days=n)), _key(max(low, window.since)), _key(min(high, window.until)))
-        for n, (low, high) in enumerate(pairwise(edges))
-    ]
-
-
-def _midnight(day: date, window: Window) -> datetime:
-    return datetime.combine(day, time(), window.timezone).astimezone(UTC)
-
-
-def _hours(window: Window) -> list[tuple[datetime, int, int]]:
-    """The local hours of the window: their beginning in local time, and the range of keys."""
-    hours = []
-    low = window.since
-    while low < window.until:
-        local = low.astimezone(window.timezone)
-        # Stepped in UTC, so that no hour is skipped or met twice; a zone may shift by half an hour.
-        high = low + timedelta(hours=1) - timedelta(minutes=local.minute, seconds=local.second)
-        shifted = high.astimezone(window.timezone)
-        if shifted.minute:
-            high -= timedelta(minutes=shifted.minute)
-        high = min(max(high, low + timedelta(minutes=1)), window.until)
-        hours.append((local, _key(low), _key(high)))
-        low = high
-    return hours
-
-
-def _key(at: datetime) -> int:
-    return epoch_ms(at) << SEQ_BITS
-
-
-REPORTS: Mapping[str, Callable[[Reader, Window], Table]] = {
+REPORTS: Mapping[str, Callable[[Numbers, Window], Table]] = {
     "day": by_day,
     "hour": by_hour,
     "provider": by_provider,
@@ -355,20 +431,20 @@ def statistics(
 ) -> Statistics:
     """Every number of `window`, all from one and the same state of the record."""
     check_by(by)
-    with store.reader(deadline_s) as reader:
+    with open_numbers(store, window, deadline_s) as numbers:
         return Statistics(
             window=window,
             by=by,
-            totals=totals(reader, window),
-            previous=totals(reader, window.before()),
-            series=REPORTS[by](reader, window),
+            totals=totals(numbers, window),
+            previous=totals(numbers, window.before()),
+            series=REPORTS[by](numbers, window),
             groups={
-                name: report(reader, window)
+                name: report(numbers, window)
                 for name, report in REPORTS.items()
                 if name not in ("day", "hour")
             },
-            latency=latency(reader, window),
-            top_questions=top_questions(reader, window),
-            top_sources=top_sources(reader, window),
-            hour_weekday=hour_weekday(reader, window),
+            latency=latency(numbers, window),
+            top_questions=top_questions(numbers, window),
+            top_sources=top_sources(numbers, window),
+            hour_weekday=hour_weekday(numbers, window),
         )

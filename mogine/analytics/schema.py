@@ -65,5 +65,90 @@ CREATE TABLE losses (
 )
 """
 
+# What statistics and searches read, made behind the writer, so that recording stays as quick as it was; see
+# rollups.py and search.py. A bucket is 18.6 hours of rows: through it the indexes of
+# the random visitor and session ids grow at one end only, where the newest rows are, and shrink at the other.
+ROLLUPS = """
+ALTER TABLE queries ADD COLUMN bot INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE queries ADD COLUMN bucket INTEGER GENERATED ALWAYS AS (seq >> 46) VIRTUAL;
+DROP INDEX queries_by_visitor;
+CREATE INDEX queries_by_visitor ON queries (bucket, visitor);
+CREATE INDEX queries_by_session ON queries (bucket, session);
+CREATE INDEX queries_by_model ON queries (model);
+CREATE INDEX queries_by_kind ON queries (kind);
+CREATE INDEX queries_by_answered ON queries (answered);
+CREATE TABLE rollups (
+  dimension TEXT NOT NULL,
+  level INTEGER NOT NULL,
+  slot INTEGER NOT NULL,
+  value TEXT NOT NULL,
+  questions INTEGER NOT NULL,
+  visitors INTEGER NOT NULL,
+  sessions INTEGER NOT NULL,
+  ok INTEGER NOT NULL,
+  errors INTEGER NOT NULL,
+  aborted INTEGER NOT NULL,
+  refused INTEGER NOT NULL,
+  answered INTEGER NOT NULL,
+  unanswered INTEGER NOT NULL,
+  thumbs_up INTEGER NOT NULL,
+  thumbs_down INTEGER NOT NULL,
+  prompt_tokens INTEGER NOT NULL,
+  completion_tokens INTEGER NOT NULL,
+  reasoning_tokens INTEGER NOT NULL,
+  estimated INTEGER NOT NULL,
+  cost_cny REAL NOT NULL,
+  first_tokens INTEGER NOT NULL,
+  first_token_ms INTEGER NOT NULL,
+  durations INTEGER NOT NULL,
+  duration_ms INTEGER NOT NULL,
+  citations INTEGER NOT NULL,
+  score REAL NOT NULL,
+  PRIMARY KEY (dimension, level, slot, value)
+) WITHOUT ROWID;
+CREATE TABLE waits (
+  level INTEGER NOT NULL,
+  slot INTEGER NOT NULL,
+  first_token BLOB NOT NULL,
+  duration BLOB NOT NULL,
+  PRIMARY KEY (level, slot)
+) WITHOUT ROWID;
+CREATE TABLE asked (
+  slot INTEGER NOT NULL,
+  key INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  questions INTEGER NOT NULL,
+  unanswered INTEGER NOT NULL,
+  PRIMARY KEY (slot, key)
+) WITHOUT ROWID;
+CREATE TABLE sources (
+  source TEXT PRIMARY KEY,
+  title TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE state (
+  name TEXT PRIMARY KEY,
+  value INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE segments (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  live INTEGER NOT NULL,
+  first_seq INTEGER NOT NULL,
+  last_seq INTEGER NOT NULL,
+  seqs BLOB NOT NULL
+);
+CREATE TABLE terms (
+  segment INTEGER NOT NULL,
+  term TEXT NOT NULL,
+  places BLOB NOT NULL,
+  PRIMARY KEY (segment, term)
+) WITHOUT ROWID;
+CREATE TABLE unindexed (
+  seq INTEGER PRIMARY KEY
+);
+CREATE TABLE uncounted (
+  seq INTEGER PRIMARY KEY
+)
+"""
+
 # Append only: a step that has been released is never edited, a change of the tables is a new step.
-STEPS: tuple[tuple[str, str], ...] = (("001_first_tables", FIRST_TABLES),)
+STEPS: tuple[tuple[str, str], ...] = (("001_first_tables", FIRST_TABLES), ("002_rollups", ROLLUPS))

@@ -7,16 +7,21 @@ import os
 import sqlite3
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hmac import compare_digest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
+from mogine.analytics import rollups, search
 from mogine.analytics.records import QueryRecord, Selection, epoch_ms, from_epoch_ms
 from mogine.analytics.schema import APPLICATION_ID, MIGRATION_SET, SEQ_BITS, STEPS
+from mogine.analytics.tables import BULK_SIZES, Bulk, set_state, state
 from mogine.chat import Citation
 from mogine.errors import Locked, RequestError, StoreError, Unavailable
 
@@ -26,31 +31,24 @@ MAX_SEARCH_CHARS = 100
 MAX_TEXT_CHARS = 128 * 1024
 MAX_WORD_CHARS = 512
 MAX_INTEGER = 2**53
+MAX_FEEDBACK_AGE_MS = 24 * 3_600_000
+TOO_LONG = "this would take too long; ask for fewer days or a narrower filter"
+SEARCH_CHUNK = 256
 PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: well under a millisecond
 
 _NUMBERS = (
     "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type", "answered",
     "top_score", "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
-    "first_token_ms", "duration_ms", "feedback",
+    "first_token_ms", "duration_ms", "feedback", "bot",
 )  # fmt: skip
-_INSERT_ROW = (
-    f"INSERT INTO queries (seq, id, {', '.join(_NUMBERS)}) "  # noqa: S608 - our own column names
-    f"VALUES ({', '.join('?' * (len(_NUMBERS) + 2))}) ON CONFLICT (id) DO NOTHING"
-)
-BULK_SIZES = (64, 16, 4, 1)
 _ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
 _INSERT_ROWS = {
     size: f"INSERT INTO queries (seq, id, {', '.join(_NUMBERS)}) "  # noqa: S608 - our own column names
     f"VALUES {', '.join([_ROW] * size)} ON CONFLICT (id) DO NOTHING"
     for size in BULK_SIZES
 }
-_INSERT_MANY_TEXTS = {
-    size: "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES "  # noqa: S608 - no value of others
-    + ", ".join(["(?, ?, ?)"] * size)
-    for size in BULK_SIZES
-}
-_INSERT_TEXTS = "INSERT OR REPLACE INTO texts (seq, question, answer) VALUES (?, ?, ?)"
-_INSERT_CITATION = "INSERT OR REPLACE INTO citations VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_MANY_TEXTS = Bulk("INSERT OR REPLACE INTO texts (seq, question, answer) VALUES ", 3)
+_INSERT_MANY_CITATIONS = Bulk("INSERT OR REPLACE INTO citations VALUES ", 7)
 _SELECT_CITATIONS = (
     "SELECT seq, number, title, source, heading, url, score FROM citations "
     "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq, number"
@@ -59,6 +57,9 @@ _SELECT_ROWS = (
     f"SELECT q.seq, q.id, {', '.join('q.' + name for name in _NUMBERS)}, "  # noqa: S608
     "t.question, t.answer FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
 )
+
+
+Bound = tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]
 
 
 class Damaged(StoreError):
@@ -97,21 +98,39 @@ class GivenFeedback:
     question: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who gives feedback: the hash of the visitor, and the session that they can name."""
+
+    visitor: str
+    session: str = ""
+
+    def owns(self, visitor: str, session: str) -> bool:
+        """Whether a row of this visitor and session is theirs. A session id is random and secret; the hash
+        of a visitor changes at midnight."""
+        same_session = bool(session) and compare_digest(self.session.encode(), session.encode())
+        return same_session or (bool(visitor) and compare_digest(self.visitor.encode(), visitor.encode()))
+
+
 class Reader:
-    """A read-only connection; every statement must end within `deadline_s`."""
+    """A read-only connection; all that is asked of it must end within `deadline_s`."""
 
     def __init__(self, connection: sqlite3.Connection, deadline_s: float | None, name: str) -> None:
-        self._connection = connection
-        self._deadline_s = deadline_s
+        self.connection = connection
         self._name = name
+        self._end = None if deadline_s is None else time.monotonic() + deadline_s
+        if self._end is not None:
+            connection.set_progress_handler(self._is_late, PROGRESS_STEPS)
+
+    def _is_late(self) -> bool:
+        return self._end is not None and time.monotonic() > self._end
 
     def all(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
         """Every row of one statement."""
-        if self._deadline_s is not None:
-            end = time.monotonic() + self._deadline_s
-            self._connection.set_progress_handler(lambda: time.monotonic() > end, PROGRESS_STEPS)
+        if self._is_late():
+            raise Unavailable(TOO_LONG)
         try:
-            return self._connection.execute(sql, params).fetchall()
+            return self.connection.execute(sql, params).fetchall()
         except sqlite3.Error as error:
             raise translate(error, self._name) from error
 
@@ -251,8 +270,13 @@ class AnalyticsStore:
             raise StoreError(f"{self.name} cannot be used: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _transaction(self, busy_ms: int) -> Iterator[sqlite3.Connection]:
-        """One write transaction. After any failure the connection is thrown away."""
+    def transaction(
+        self, busy_ms: int = PATIENT_BUSY_MS, *, durable: bool = True
+    ) -> Iterator[sqlite3.Connection]:
+        """One write transaction. After any failure the connection is thrown away.
+
+        What is not `durable` may be undone by a power cut, though never by halves.
+        """
         with self._lock, self._translated():
             if self._writer is None or self._inode != self._current_inode():
                 self._drop_writer()
@@ -262,6 +286,7 @@ class AnalyticsStore:
             writer = self._writer
             try:
                 writer.execute(f"PRAGMA busy_timeout = {busy_ms:d}")
+                writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 writer.execute("BEGIN IMMEDIATE")
                 yield writer
                 writer.execute("COMMIT")
@@ -278,31 +303,46 @@ class AnalyticsStore:
         """
         rows = [as_row(record) for record in records]
         while True:
-            with self._transaction(busy_ms) as writer:
+            with self.transaction(busy_ms) as writer:
                 new = _insert_all(writer, rows)
+                _note_late(writer, new)
             # A file that was moved aside while we wrote took these rows with it.
             if self._inode == self._current_inode():
-                return new
+                return len(new)
 
     def give_feedback(
-        self, id: str, rating: str, *, reason: str = "", comment: str = "", at: datetime | None = None
+        self,
+        id: str,
+        rating: str,
+        *,
+        reason: str = "",
+        comment: str = "",
+        at: datetime | None = None,
+        asker: Asker | None = None,
     ) -> bool:
-        """Ties a thumb to the row of `id`; the last one counts. False when there is no such row."""
-        with self._transaction(PATIENT_BUSY_MS) as writer:
-            found = writer.execute("SELECT seq FROM queries WHERE id = ?", (id,)).fetchone()
-            if found is None:
+        """Ties a thumb to the row of `id`; the last one counts.
+
+        False when there is no such row, or `asker` is given and it is not theirs: nobody learns which.
+        """
+        now = at or self._clock()
+        with self.transaction(PATIENT_BUSY_MS) as writer:
+            found = writer.execute("SELECT seq, visitor, session FROM queries WHERE id = ?", (id,)).fetchone()
+            if found is None or (asker is not None and not asker.owns(found["visitor"], found["session"])):
                 return False
-            given_ms = epoch_ms(at or self._clock())
-            writer.execute("UPDATE queries SET feedback = ? WHERE seq = ?", (_word(rating), found[0]))
+            seq = found["seq"]
+            if asker is not None and epoch_ms(now) - (seq >> SEQ_BITS) > MAX_FEEDBACK_AGE_MS:
+                return False
+            rollups.change_feedback(writer, seq, _word(rating))
+            writer.execute("UPDATE queries SET feedback = ? WHERE seq = ?", (_word(rating), seq))
             writer.execute(
                 "INSERT OR REPLACE INTO feedback (seq, reason, comment, given_ms) VALUES (?, ?, ?, ?)",
-                (found[0], _word(reason), _text(comment), given_ms),
+                (seq, _word(reason), _text(comment), epoch_ms(now)),
             )
             return True
 
     def note_loss(self, rows: int, reason: str) -> None:
         """Writes down that `rows` questions could not be kept."""
-        with self._transaction(BUSY_MS) as writer:
+        with self.transaction(BUSY_MS) as writer:
             writer.execute(
                 "INSERT INTO losses (at_ms, rows, reason) VALUES (?, ?, ?)",
                 (epoch_ms(self._clock()), rows, _word(reason)),
@@ -310,18 +350,54 @@ class AnalyticsStore:
 
     def delete_before(self, before: datetime, *, limit: int = 500) -> int:
         """Deletes the oldest rows that began before `before`, at most `limit`, in one transaction."""
-        with self._transaction(PATIENT_BUSY_MS) as writer:
+        with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
             oldest = writer.execute(
                 "SELECT seq FROM queries WHERE seq < ? ORDER BY seq LIMIT ?", (_first_seq(before), limit)
             ).fetchall()
             if oldest:
-                for table in ("texts", "citations", "feedback", "queries"):
-                    writer.execute(f"DELETE FROM {table} WHERE seq <= ?", (oldest[-1][0],))  # noqa: S608
+                self._erase(writer, oldest[0][0], oldest[-1][0], len(oldest))
+                known = state(writer)["deleted_before"]
+                set_state(writer, deleted_before=max(known, epoch_ms(before)))
             return len(oldest)
+
+    def delete_rows(self, seqs: Sequence[int]) -> int:
+        """Deletes these rows, in one transaction; their numbers stay in the sums."""
+        with self.transaction(PATIENT_BUSY_MS) as writer:
+            there = writer.execute(
+                "SELECT seq FROM queries WHERE seq IN (SELECT value FROM json_each(?))", (json.dumps(seqs),)
+            ).fetchall()
+            for (seq,) in there:
+                self._erase(writer, seq, seq, 1)
+            return len(there)
+
+    def _erase(self, writer: sqlite3.Connection, low: int, high: int, rows: int) -> None:
+        """All rows from `low` to `high`, which are `rows`, and every trace of their words."""
+        search.unseal(writer, low, high)
+        for table in ("texts", "citations", "feedback", "unindexed", "uncounted", "queries"):
+            writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
+        quarter = rollups.ASKED_QUARTERS * rollups.QUARTER_MS
+        slots = ((low >> SEQ_BITS) // quarter, (high >> SEQ_BITS) // quarter)
+        writer.execute(
+            "DELETE FROM asked WHERE slot >= ? AND slot <= ? AND seq >= ? AND seq <= ?", (*slots, low, high)
+        )
+        set_state(writer, gone=state(writer)["gone"] + rows)
+
+    def recount(self) -> None:
+        """Finds out how many of the summed rows are no longer there; nobody may delete meanwhile."""
+        with self.reader() as reader:
+            known = _rows(reader)
+            (rows,) = reader.one("SELECT count(*) FROM queries")
+        with self.transaction() as writer:
+            set_state(writer, gone=state(writer)["gone"] + known - rows)
+
+    def purge_index(self, limit: int) -> bool:
+        """Deletes up to `limit` terms of segments out of use; False when there are none left."""
+        with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
+            return search.purge(writer, limit)
 
     def give_back(self, pages: int = 500) -> bool:
         """Hands up to `pages` free pages back to the disk; False when there are none left."""
-        with self._transaction(PATIENT_BUSY_MS) as writer:
+        with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
             if not writer.execute("PRAGMA freelist_count").fetchone()[0]:
                 return False
             # The pragma frees one page for each step, so it must be read to its end.
@@ -379,9 +455,8 @@ class AnalyticsStore:
     def summary(self, *, deadline_s: float | None = None) -> Summary:
         """How much there is."""
         with self.reader(deadline_s) as reader:
-            rows, lost = reader.one(
-                "SELECT (SELECT count(*) FROM queries), (SELECT coalesce(sum(rows), 0) FROM losses)"
-            )
+            rows = _rows(reader)
+            (lost,) = reader.one("SELECT coalesce(sum(rows), 0) FROM losses")
             newest = reader.all(
                 "SELECT started_ms + coalesce(duration_ms, 0) FROM queries ORDER BY seq DESC LIMIT 1"
             )
@@ -402,9 +477,10 @@ class AnalyticsStore:
     def count(self, selection: Selection) -> int:
         """How many rows are picked by `selection`."""
         where, params = _where(selection)
-        join = "LEFT JOIN texts t ON t.seq = q.seq" if selection.search else ""
         with self.reader() as reader:
-            found: int = reader.one(f"SELECT count(*) FROM queries q {join} WHERE {where}", params)[0]  # noqa: S608
+            if selection.search:
+                return len(_found(reader, selection))
+            found: int = reader.one(f"SELECT count(*) FROM queries q WHERE {where}", params)[0]  # noqa: S608
         return found
 
     def page(
@@ -420,9 +496,13 @@ class AnalyticsStore:
         Raises RequestError(reason="bad_filter") for a cursor that was never handed out.
         """
         where, params = _where(selection)
-        if before:
-            where, params = f"{where} AND q.seq < ?", [*params, decode_cursor(before)]
+        high = decode_cursor(before) if before else None
         with self.reader(deadline_s) as reader:
+            if selection.search:
+                seqs = _found(reader, selection, before=high, limit=limit + 1)
+                where, params = _LISTED, [json.dumps(seqs.tolist())]
+            elif high is not None:
+                where, params = f"{where} AND q.seq < ?", [*params, high]
             rows = reader.all(
                 f"{_SELECT_ROWS} WHERE {where} ORDER BY q.seq DESC LIMIT ?", [*params, limit + 1]
             )
@@ -442,6 +522,9 @@ class AnalyticsStore:
         Read in batches with nothing held open between them: a slow taker never keeps the journal
         from being emptied.
         """
+        if selection.search:
+            yield from self._iterate_found(selection, batch, deadline_s)
+            return
         where, params = _where(selection)
         after = -1
         while True:
@@ -455,6 +538,18 @@ class AnalyticsStore:
             if len(rows) < batch:
                 return
             after = rows[-1]["seq"]
+
+    def _iterate_found(
+        self, selection: Selection, batch: int, deadline_s: float | None
+    ) -> Iterator[QueryRecord]:
+        with self.reader(deadline_s) as reader:
+            seqs = _found(reader, selection)
+        for start in range(len(seqs) - 1, -1, -batch):
+            part = seqs[max(0, start - batch + 1) : start + 1].tolist()
+            with self.reader(deadline_s) as reader:
+                rows = reader.all(f"{_SELECT_ROWS} WHERE {_LISTED} ORDER BY q.seq", [json.dumps(part)])
+                records = _records(reader, rows)
+            yield from records
 
     def iterate_feedback(
         self, since: datetime | None = None, *, batch: int = 1000
@@ -501,14 +596,8 @@ def translate(error: sqlite3.Error, name: str) -> StoreError | Locked | Unavaila
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return Damaged(f"{name} is damaged ({error}): the next `mogine serve` moves it aside and begins anew")
     if primary == sqlite3.SQLITE_INTERRUPT:
-        return Unavailable("this would take too long; ask for fewer days or a narrower filter")
+        return Unavailable(TOO_LONG)
     return StoreError(f"{name} cannot be used: {error}; is the disk full, or the folder read-only?")
-
-
-def like(text: str) -> str:
-    """A LIKE pattern (with ESCAPE backslash) that finds exactly `text`, anywhere."""
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"
 
 
 def encode_cursor(seq: int) -> str:
@@ -549,6 +638,7 @@ def _connect(path: Path, *, busy_ms: int, read_only: bool = False) -> sqlite3.Co
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA temp_store = MEMORY")  # what is being counted goes to no other file
         if not read_only:
             # Only before the first table: free pages can be given back without rewriting the file.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -573,67 +663,50 @@ def _applied(connection: sqlite3.Connection) -> list[str] | None:
     return [row[0] for row in rows]
 
 
-Bound = tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]
+def _insert_all(writer: sqlite3.Connection, rows: list[Bound]) -> list[Bound]:
+    """Those of `rows` that are new, as they are there now.
 
-
-def _insert_all(writer: sqlite3.Connection, rows: list[Bound]) -> int:
-    """How many of `rows` are new, and now there.
-
-    Each statement hands the interpreter to the threads that give answers and must win it back, so a
-    group goes in by a few long statements; one by one only when some row is known or two keys meet.
+    All at once; one by one only when some row is known or two keys meet.
     """
-    if len(rows) == 1:
-        return _insert(writer, *rows[0])
     writer.execute("SAVEPOINT bulk")
     try:
-        new = sum(_insert_many(writer, part) for part in _parts(rows))
+        new = _insert_many(writer, rows)
     except sqlite3.IntegrityError:
         new = -1
-    if new != len(rows):
+    if new == len(rows):
+        inserted = rows
+    else:
         writer.execute("ROLLBACK TO bulk")
-        new = sum(_insert(writer, *row) for row in rows)
+        inserted = [there for row in rows if (there := _insert(writer, row)) is not None]
     writer.execute("RELEASE bulk")
-    return new
-
-
-def _parts(rows: list[Bound]) -> Iterator[list[Bound]]:
-    """`rows` in parts of a few sizes only, whose statements are prepared once."""
-    place = 0
-    for size in BULK_SIZES:
-        while len(rows) - place >= size:
-            yield rows[place : place + size]
-            place += size
+    _INSERT_MANY_TEXTS.run(writer, [(row[0], *texts) for row, texts, _ in inserted if any(texts)])
+    cited = [(row[0], *citation) for row, _, citations in inserted for citation in citations]
+    _INSERT_MANY_CITATIONS.run(writer, cited)
+    return inserted
 
 
 def _insert_many(writer: sqlite3.Connection, rows: list[Bound]) -> int:
-    values = [value for row, _, _ in rows for value in row]
-    new = writer.execute(_INSERT_ROWS[len(rows)], values).rowcount
-    if new == len(rows):
-        texts = [value for row, text, _ in rows for value in (row[0], *text)]
-        writer.execute(_INSERT_MANY_TEXTS[len(rows)], texts)
-        citations = [(row[0], *citation) for row, _, cited in rows for citation in cited]
-        if citations:
-            writer.executemany(_INSERT_CITATION, citations)
+    new = place = 0
+    for size in BULK_SIZES:
+        while len(rows) - place >= size:
+            values = [value for row, _, _ in rows[place : place + size] for value in row]
+            new += writer.execute(_INSERT_ROWS[size], values).rowcount
+            place += size
     return new
 
 
-def _insert(
-    writer: sqlite3.Connection, row: list[Any], texts: tuple[str, str], citations: list[tuple[Any, ...]]
-) -> int:
+def _insert(writer: sqlite3.Connection, bound: Bound) -> Bound | None:
+    row, texts, citations = bound
     while True:
         try:
-            if not writer.execute(_INSERT_ROW, row).rowcount:
-                return 0
+            if not writer.execute(_INSERT_ROWS[1], row).rowcount:
+                return None
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorname != "SQLITE_CONSTRAINT_PRIMARYKEY":
                 raise
             row = [row[0] + 1, *row[1:]]  # two rows of one millisecond fell on one key
             continue
-        if any(texts):
-            writer.execute(_INSERT_TEXTS, (row[0], *texts))
-        for citation in citations:
-            writer.execute(_INSERT_CITATION, (row[0], *citation))
-        return 1
+        return row, texts, citations
 
 
 def _first_seq(at: datetime) -> int:
@@ -666,6 +739,7 @@ def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[
         _integer(record.first_token_ms),
         _integer(record.duration_ms),
         _word(record.feedback),
+        int(record.bot),
     ]
     citations = [
         (
@@ -692,6 +766,7 @@ def _records(reader: Reader, rows: Sequence[sqlite3.Row]) -> tuple[QueryRecord, 
 def _record(row: sqlite3.Row, citations: tuple[Citation, ...]) -> QueryRecord:
     values = {name: row[name] for name in _NUMBERS}
     values["tokens_estimated"] = bool(values["tokens_estimated"])
+    values["bot"] = bool(values["bot"])
     return QueryRecord(
         id=row["id"],
         started_at=from_epoch_ms(row["seq"] >> SEQ_BITS),
@@ -700,6 +775,18 @@ def _record(row: sqlite3.Row, citations: tuple[Citation, ...]) -> QueryRecord:
         citations=citations,
         **values,
     )
+
+
+# Every bucket there is: the indexes of visitors and sessions are ordered by bucket first.
+_BUCKETS = (
+    "q.bucket IN (WITH RECURSIVE b (n) AS (SELECT (SELECT min(seq) FROM queries) >> 46 UNION ALL "
+    "SELECT n + 1 FROM b WHERE n < (SELECT max(seq) FROM queries) >> 46) SELECT n FROM b)"
+)
+_TERMS = {
+    "visitor": f"{_BUCKETS} AND q.visitor = ?",
+    "session": f"{_BUCKETS} AND q.session = ?",
+    "feedback": "q.feedback <> '' AND q.feedback = ?",  # as the index has it
+}
 
 
 def _where(selection: Selection) -> tuple[str, list[Any]]:
@@ -713,13 +800,90 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
         params.append(_first_seq(selection.until))
     for name in ("provider", "model", "kind", "status", "answered", "visitor", "session", "feedback"):
         if value := getattr(selection, name):
-            terms.append("q.feedback <> ''" if (name, value) == ("feedback", "any") else f"q.{name} = ?")
-            params += [] if (name, value) == ("feedback", "any") else [_word(value)]
-    if selection.search:
-        pattern = like(_text(selection.search, MAX_SEARCH_CHARS))
-        terms.append("(t.question LIKE ? ESCAPE '\\' OR t.answer LIKE ? ESCAPE '\\')")
-        params += [pattern, pattern]
+            if (name, value) == ("feedback", "any"):
+                terms.append("q.feedback <> ''")
+            else:
+                terms.append(_TERMS.get(name, f"q.{name} = ?"))
+                params.append(_word(value))
     return " AND ".join(terms), params
+
+
+_LISTED = "q.seq IN (SELECT value FROM json_each(?))"
+
+
+def _found(
+    reader: Reader, selection: Selection, *, before: int | None = None, limit: int | None = None
+) -> "array[int]":
+    """Keys of the rows that `selection` searches for, newest first."""
+    try:
+        return _search(reader.connection, selection, before, limit)
+    except sqlite3.Error as error:
+        raise translate(error, "the record") from error
+
+
+def _search(
+    connection: sqlite3.Connection, selection: Selection, before: int | None, limit: int | None
+) -> "array[int]":
+    wanted = search.Wanted.of(_text(selection.search, MAX_SEARCH_CHARS))
+    where, params = _where(selection)
+    low = _first_seq(selection.since) if selection.since else 0
+    high = min(_first_seq(selection.until) if selection.until else 2**63 - 1, before or 2**63 - 1)
+    found: list[int] = []
+
+    def look(condition: str, *values: Any) -> Iterator[int]:
+        """Rows within `condition` that fit, newest first."""
+        rows = connection.execute(
+            "SELECT q.seq, t.question, t.answer FROM queries q JOIN texts t ON t.seq = q.seq "  # noqa: S608
+            f"WHERE {where} AND q.seq < ? AND {condition} ORDER BY q.seq DESC",
+            [*params, high, *values],
+        )
+        return (seq for seq, question, answer in rows if wanted.fits(question, answer))
+
+    # What is in no segment yet is read; it need not be the newest, rows of the spool come late.
+    upto = state(connection)["sealed_upto"]
+    found += islice(look("q.seq > ?", upto), limit)
+    found += islice(look("q.seq IN (SELECT seq FROM unindexed)"), limit)
+    for segment, last in search.newest_first(connection, low, high):
+        found.sort(reverse=True)
+        if limit is not None and len(found) >= limit and found[limit - 1] > last:
+            break
+        places = search.in_segment(connection, segment, wanted)
+        if not places:
+            continue
+        seqs = search.rows_of(connection, segment)
+        candidates = [seq for place in reversed(places) if low <= (seq := seqs[place]) < high]
+        hits = 0
+        for start in range(0, len(candidates), SEARCH_CHUNK):
+            part = list(look(_LISTED, json.dumps(candidates[start : start + SEARCH_CHUNK])))
+            found += part
+            hits += len(part)
+            if limit is not None and hits >= limit:
+                break
+    found.sort(reverse=True)
+    return array("q", found[:limit])
+
+
+def _rows(reader: Reader) -> int:
+    """How many rows there are: those in the sums but for the deleted, and those after them."""
+    known = state(reader.connection)
+    (summed,) = reader.one(
+        "SELECT coalesce(sum(questions), 0) FROM rollups WHERE dimension IN ('all', 'bot') AND level = ?",
+        (len(rollups.LEVELS) - 1,),
+    )
+    (after,) = reader.one(
+        "SELECT (SELECT count(*) FROM queries WHERE seq > ?) + (SELECT count(*) FROM uncounted)",
+        (known["summed_upto"],),
+    )
+    return max(0, int(summed) - known["gone"] + int(after))
+
+
+def _note_late(writer: sqlite3.Connection, inserted: list[Bound]) -> None:
+    """Rows that belong among those that are summed, or in the index, are done by themselves."""
+    known = state(writer)
+    for name, table in (("summed_upto", "uncounted"), ("sealed_upto", "unindexed")):
+        late = [(row[0],) for row, _, _ in inserted if row[0] <= known[name]]
+        if late:
+            writer.executemany(f"INSERT OR IGNORE INTO {table} (seq) VALUES (?)", late)  # noqa: S608
 
 
 def _text(value: str, limit: int = MAX_TEXT_CHARS) -> str:
