@@ -177,6 +177,10 @@ class TextPolicy:
             return record  # as nearly always; a copy costs more than the look
         return replace(record, question=question, answer=answer, page_url=page_url, session=session)
 
+    def words(self, text: str) -> str:
+        """What a visitor wrote beside a thumb, as it may be written: kept only where questions are."""
+        return mask(text) if self.questions == "text" else ""
+
     def _question(self, text: str) -> str:
         match self.questions:
             case "text":

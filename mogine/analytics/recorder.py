@@ -14,7 +14,8 @@ from types import TracebackType
 from mogine.analytics.masking import TextPolicy, load_salt
 from mogine.analytics.records import QueryRecord
 from mogine.analytics.spool import Batch, Spool
-from mogine.analytics.store import AnalyticsStore, Damaged, as_row
+from mogine.analytics.store import AnalyticsStore, Asker, Damaged, as_row
+from mogine.analytics.upkeep import Upkeep
 from mogine.errors import Locked, MogineError, StoreError
 from mogine.settings import Settings
 
@@ -74,6 +75,7 @@ class Recorder:
         self._capacity = capacity
         self._linger_s = linger_s
         self._closing_s = closing_s
+        self._upkeep = Upkeep(store)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         # Guarded by _wake: what both sides touch.
         self._wake = threading.Condition(lock := threading.Lock())
@@ -106,6 +108,7 @@ class Recorder:
         """
         await asyncio.to_thread(self._prepare)
         self._thread.start()
+        self._upkeep.start()
         return self
 
     async def __aexit__(
@@ -118,7 +121,11 @@ class Recorder:
         with self._wake:
             self._closing_at = time.monotonic() + self._closing_s
             self._wake.notify_all()
-        await asyncio.shield(asyncio.to_thread(self._thread.join))
+        await asyncio.shield(asyncio.to_thread(self._end))
+
+    def _end(self) -> None:
+        self._upkeep.stop()
+        self._thread.join()
 
     def record(self, row: QueryRecord) -> None:
         """Takes `row`; never raises, never waits, from any thread."""
@@ -148,6 +155,17 @@ class Recorder:
                 problem=self._problem,
                 last_write_at=self._last_write_at,
             )
+
+    async def give_feedback(self, id: str, rating: str, reason: str, comment: str, asker: Asker) -> bool:
+        """Ties a thumb to the row of `id` when it is the asker's own; False when it is not, or is not there.
+
+        What was asked a moment ago is brought to the disk first. Raises Locked or StoreError.
+        """
+        await self.flush()
+        words = self._policy.words(reason), self._policy.words(comment)
+        return await asyncio.to_thread(
+            self._store.give_feedback, id, rating, reason=words[0], comment=words[1], asker=asker
+        )
 
     def _wait_settled(self, timeout_s: float) -> bool:
         with self._wake:

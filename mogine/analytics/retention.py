@@ -4,15 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from mogine.analytics.records import MAX_DAYS
-from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.analytics.store import AnalyticsStore, locked_file, size_bytes
+from mogine.analytics.upkeep import Pace, purge_index, sum_up
 from mogine.errors import RequestError
 
-SLICE_ROWS = 500
-SLICE_PAGES = 500
 MAX_QUIET = timedelta(days=2)
 CLOCK_TOLERANCE = timedelta(seconds=5)
 CHECKPOINT_TRIES = 20
@@ -63,28 +61,47 @@ def cleanup(
         return Cleanup(older_than_days, before, dry_run, 0, 0, 0)
     if not force:
         _check_clock(now, store.newest_at())
-    estimated = _size_bytes(store.path) * rows // max(1, store.summary().rows)
+    estimated = size_bytes(store.path) * rows // max(1, store.summary().rows)
     if dry_run:
         return Cleanup(older_than_days, before, dry_run, rows, 0, estimated)
-    with locked_file(store.path.with_name("cleanup.lock")):
-        size = _size_bytes(store.path)
-        deleted = 0
-        while gone := _in_turn(lambda: store.delete_before(before, limit=SLICE_ROWS), sleep):
-            deleted += gone
-        while _in_turn(lambda: store.give_back(SLICE_PAGES), sleep):
-            pass
-        erased = _checkpoint(store, sleep)
-        freed = max(0, size - _size_bytes(store.path))
+    with (
+        locked_file(store.path.with_name("cleanup.lock")),
+        # A segment of the index that is just being built could take in what is deleted here.
+        locked_file(store.path.with_name("index.lock"), wait=True),
+    ):
+        size = size_bytes(store.path)
+        sum_up(store, before=before, wait=True, sleep=sleep)
+        deleted = _in_slices(
+            lambda limit: store.delete_before(before, limit=limit), Pace(200, 50, 5_000, sleep)
+        )
+        erased, freed = tidy(store, size, sleep)
     return Cleanup(older_than_days, before, dry_run, deleted, freed, estimated, erased)
 
 
-def _in_turn(slice_of_work: Callable[[], int], sleep: Callable[[float], None]) -> int:
-    """Does one slice, then leaves the database to the writers for as long as that took."""
-    started = time.monotonic()
-    done = slice_of_work()
-    if done:
-        sleep(min(0.1, max(0.005, time.monotonic() - started)))
-    return done
+def tidy(store: AnalyticsStore, size: int, sleep: Callable[[float], None]) -> tuple[bool, int]:
+    """After rows were deleted: erases what the index still knew, gives space back, empties the journal.
+
+    Whether nothing is left in the journal, and by how many bytes the files are smaller than `size`.
+    """
+    purge_index(store, sleep=sleep)
+    pace = Pace(200, 50, 10_000, sleep)
+    more = True
+    while more:
+        with pace as pages:
+            more = store.give_back(pages)
+    erased = _checkpoint(store, sleep)
+    return erased, max(0, size - size_bytes(store.path))
+
+
+def _in_slices(work: Callable[[int], int], pace: Pace) -> int:
+    """Calls `work` until it does nothing more; how much it did."""
+    total = 0
+    while True:
+        with pace as limit:
+            done = work(limit)
+        total += done
+        if not done:
+            return total
 
 
 def _checkpoint(store: AnalyticsStore, sleep: Callable[[float], None]) -> bool:
@@ -108,9 +125,3 @@ def _check_clock(now: datetime, newest: datetime | None) -> None:
             f"{times}, which is more than two days later: nothing was deleted, since a clock that runs "
             "ahead would delete too much. If the site was just quiet, say --force"
         )
-
-
-def _size_bytes(path: Path) -> int:
-    """The file and its journal."""
-    files = (path, path.with_name(path.name + "-wal"))
-    return sum(file.stat().st_size for file in files if file.exists())

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -98,6 +98,34 @@ class Spool:
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 rows += sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
         return rows
+
+    def erase(self, is_meant: Callable[[QueryRecord], bool]) -> int:
+        """Takes the rows that are meant out of every file that nobody writes to; how many.
+
+        A damaged line may hold anything: it goes too, when there is something to erase in its file.
+        """
+        erased = 0
+        for path in self.files():
+            with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # a running server writes it; the scan of the folder tells what is in it
+                records: list[QueryRecord] = []
+                for batch in _batches(file, 1000):
+                    records += batch.records
+                kept = [record for record in records if not is_meant(record)]
+                if len(kept) < len(records):
+                    data = b"".join(_line(record) for record in kept)
+                    old = file.seek(0, os.SEEK_END)
+                    file.seek(0)
+                    # Overwritten first: what is cut off could be read from the disk for a while.
+                    file.write(data + bytes(max(0, old - len(data))))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.truncate(len(data))
+                    erased += len(records) - len(kept)
+        return erased
 
     def take_up(self, size: int) -> Generator[Batch, None, None]:
         """All files that nobody writes to, in batches of at most `size`; a file is deleted when the

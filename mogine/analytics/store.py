@@ -160,6 +160,7 @@ class AnalyticsStore:
         self._lock = threading.Lock()
         self._writer: sqlite3.Connection | None = None
         self._inode = 0
+        self._durable = True
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -283,10 +284,13 @@ class AnalyticsStore:
                 self.prepare(busy_ms=busy_ms)
                 self._writer = _connect(self.path, busy_ms=busy_ms)
                 self._inode = self._current_inode()
+                self._durable = True
             writer = self._writer
             try:
                 writer.execute(f"PRAGMA busy_timeout = {busy_ms:d}")
-                writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                if durable is not self._durable:
+                    writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
                 writer.execute("BEGIN IMMEDIATE")
                 yield writer
                 writer.execute("COMMIT")
@@ -585,6 +589,12 @@ def locked_file(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def size_bytes(path: Path) -> int:
+    """The file and its journal."""
+    files = (path, path.with_name(path.name + "-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def translate(error: sqlite3.Error, name: str) -> StoreError | Locked | Unavailable:

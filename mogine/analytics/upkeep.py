@@ -1,5 +1,7 @@
 """What is done behind the writer: rows are put into segments of the search index, sums are built anew."""
 
+import logging
+import threading
 import time
 from array import array
 from collections.abc import Callable
@@ -12,13 +14,17 @@ from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
 from mogine.analytics.store import AnalyticsStore, locked_file
 from mogine.analytics.tables import state
+from mogine.errors import Locked, MogineError
 
 # Answers take minutes at most: rows older than this have nothing to come between them any more.
 SETTLED = timedelta(minutes=10)
-SLICE_S = 0.03
+SLICE_S = 0.02
 COLLECT_ROWS = 128
-WRITE_TERMS = 4_000
 HOUR_MS = 4 * QUARTER_MS
+
+END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
+
+log = logging.getLogger(__name__)
 
 Sleep = Callable[[float], None]
 
@@ -38,8 +44,7 @@ def index_once(
         if not search.waiting(reader.connection, before):
             return 0
     with locked_file(store.path.with_name("index.lock"), wait=wait):
-        while store.purge_index(WRITE_TERMS):
-            sleep(0.01)
+        purge_index(store, sleep=sleep)
         with store.reader() as reader:
             seqs = search.waiting(reader.connection, before)
         if not seqs:
@@ -53,44 +58,113 @@ def index_once(
         with store.transaction() as writer:
             segment = search.new_segment(writer)
         entries = iter(sorted(index.items()))
-        while part := list(islice(entries, WRITE_TERMS)):
-            began = time.monotonic()
-            with store.transaction(durable=False) as writer:
+        pace = Pace(2_000, 500, 20_000, sleep)
+        done = False
+        while not done:
+            with pace as limit, store.transaction(durable=False) as writer:
+                part = list(islice(entries, limit))
                 search.write_terms(writer, segment, part)
-            sleep(time.monotonic() - began)
+                done = len(part) < limit
         with store.transaction() as writer:
             search.seal(writer, segment, seqs)
     return len(seqs)
 
 
-def sum_up(
-    store: AnalyticsStore,
-    *,
-    now: datetime | None = None,
-    everything: bool = False,
-    sleep: Sleep = time.sleep,
-) -> int:
-    """Adds the rows that are not summed yet to the sums; how many.
+def purge_index(store: AnalyticsStore, *, sleep: Sleep = time.sleep) -> None:
+    """Deletes the terms of segments that are out of use."""
+    pace = Pace(2_000, 200, 20_000, sleep)
+    more = True
+    while more:
+        with pace as limit:
+            more = store.purge_index(limit)
 
-    Those of the last minutes are left alone, unless `everything` is wanted: rows still come between them,
-    and each of these would have to be summed by itself. Raises Locked while another process is at it.
+
+def sum_up(
+    store: AnalyticsStore, *, before: datetime | None = None, wait: bool = False, sleep: Sleep = time.sleep
+) -> int:
+    """Adds the rows that began before `before`, and are not summed yet, to the sums; how many.
+
+    Without `before` the rows of the last minutes are left alone: others still come between them, and each
+    of those would have to be summed by itself. Raises Locked while another process is at it, unless told
+    to `wait`.
     """
     if not store.exists():
         return 0
-    before = 2**63 - 1 if everything else epoch_ms((now or datetime.now(UTC)) - SETTLED) << SEQ_BITS
+    high = epoch_ms(before or datetime.now(UTC) - SETTLED) << SEQ_BITS
     rows = 0
-    with locked_file(store.path.with_name("sums.lock"), wait=everything):
-        limit = 250
+    pace = Pace(250, 100, 5_000, sleep)
+    with locked_file(store.path.with_name("sums.lock"), wait=wait):
         while True:
-            began = time.monotonic()
-            with store.transaction(durable=False) as writer:
-                done = rollups.sum_up(writer, limit, before)
-            took = time.monotonic() - began
+            with pace as limit, store.transaction(durable=False) as writer:
+                done = rollups.sum_up(writer, limit, high)
             rows += done
             if done < limit:
                 return rows
-            limit = max(100, min(5_000, int(limit * min(2.0, SLICE_S / max(took, 0.001)))))
-            sleep(took)
+
+
+class Pace:
+    """Slices of work: each `with` gives how much to do, so that it takes SLICE_S; then it rests twice as
+    long as it took, and whoever wants to write comes in between."""
+
+    def __init__(self, start: int, least: int, most: int, sleep: Sleep) -> None:
+        self._size, self._least, self._most = start, least, most
+        self._sleep = sleep
+        self._began = 0.0
+
+    def __enter__(self) -> int:
+        self._began = time.monotonic()
+        return self._size
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        took = time.monotonic() - self._began
+        if error is None:
+            wanted = int(self._size * min(2.0, SLICE_S / max(took, 0.001)))
+            self._size = max(self._least, min(self._most, wanted))
+            self._sleep(max(0.001, 2 * took))
+
+
+class Upkeep:
+    """A thread that sums and indexes what was recorded, now and then, until it is stopped."""
+
+    def __init__(self, store: AnalyticsStore, *, every_s: float = 60.0) -> None:
+        self._store = store
+        self._every_s = every_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when it has ended, which is soon."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            try:
+                self.once()
+            except _Stopped:
+                return
+            except Locked:
+                continue  # another process does it
+            except Exception as error:
+                words = error.message if isinstance(error, MogineError) else repr(error)
+                log.warning("the record cannot be summed up just now: %s", words)
+
+    def once(self) -> None:
+        """Does what there is to do."""
+        sum_up(self._store, sleep=self._rest)
+        while index_once(self._store, sleep=self._rest):
+            pass
+
+    def _rest(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The thread is to end: there is nothing that the next one could not begin anew."""
 
 
 def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep = time.sleep) -> int:
@@ -102,7 +176,7 @@ def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep 
     rows = 0
     with locked_file(store.path.with_name("cleanup.lock")):
         store.prepare()
-        sum_up(store, now=now, everything=True, sleep=sleep)
+        sum_up(store, before=END_OF_TIME, wait=True, sleep=sleep)
         with store.reader() as reader:
             known = state(reader.connection)
             hours = [
