@@ -1,4 +1,4 @@
-"""Rows as a website's assistant leaves them: by time of day, with pages, documents and questions that repeat."""
+"""Rows as a website's assistant leaves them: by time of day, with pages and questions that repeat."""
 
 import random
 import re
@@ -18,10 +18,23 @@ MODELS = (
     ("extract", "extract"),
 )
 ERRORS = ("upstream_timeout", "upstream_busy", "upstream_error", "kb_unavailable")
-THINGS = ("S800", "S900 Pro", "滤芯", "净水器", "充电器", "遥控器", "battery", "filter", "发票", "押金", "会员卡", "礼品卡")
+THINGS = (
+    "S800",
+    "S900 Pro",
+    "滤芯",
+    "净水器",
+    "充电器",
+    "遥控器",
+    "battery",
+    "filter",
+    "发票",
+    "押金",
+    "会员卡",
+    "礼品卡",
+)
 ASKS = (
     "{}多少钱？", "{}坏了怎么办", "{}保修多久？", "怎么退{}", "{}什么时候发货？", "如何更换{}？", "{}可以开发票吗",
-    "退款多久到账？", "How long is the warranty of the {}?", "Where can I buy a {}?", "Can I return my {}?",
+       "退款多久到账？", "How long is the warranty of the {}?", "Where can I buy a {}?", "Can I return my {}?",
     "{}和{}有什么区别？", "你们的客服电话是多少", "{}不能用了，灯一直闪红色，已经试过重启，请问还能退换吗？",
 )  # fmt: skip
 
@@ -37,7 +50,7 @@ def sentences() -> list[str]:
 
 def rows(count: int, days: int, until: datetime, seed: int = 7) -> Iterator[QueryRecord]:
     """`count` rows over the `days` before `until`, oldest first."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - rows to measure with, no secret
     words = sentences()
     documents = [f"docs/{name}-{n}.md" for n in range(20) for name in ("refund", "shipping", "manual")]
     pages = [f"https://www.example.com/products/{n}.html" for n in range(120)]
@@ -45,7 +58,15 @@ def rows(count: int, days: int, until: datetime, seed: int = 7) -> Iterator[Quer
     page_of = rng.choices(pages, weights, k=4096)
     cited = [
         tuple(
-            Citation(k + 1, f"{source} 的标题", source, "常见问题", f"https://www.example.com/{source}", "", 0.4 + rng.random() / 2)
+            Citation(
+                k + 1,
+                f"{source} 的标题",
+                source,
+                "常见问题",
+                f"https://www.example.com/{source}",
+                "",
+                0.4 + rng.random() / 2,
+            )
             for k, source in enumerate(rng.sample(documents, 3))
         )
         for _ in range(2000)
@@ -63,7 +84,15 @@ def rows(count: int, days: int, until: datetime, seed: int = 7) -> Iterator[Quer
         here = (goal - made) if goal is not None else min(count - made, int(due + rng.random()))
         visitors = max(1, int(per_day / 2.5))
         for step in range(here):
-            yield _row(rng, at_hour + timedelta(milliseconds=3_600_000 * (step + rng.random()) / here), visitors, words, common, page_of, cited)
+            yield _row(
+                rng,
+                at_hour + timedelta(milliseconds=3_600_000 * (step + rng.random()) / here),
+                visitors,
+                words,
+                common,
+                page_of,
+                cited,
+            )
         made += here
 
 

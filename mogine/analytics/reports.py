@@ -22,8 +22,7 @@ from mogine.analytics.rollups import (
     gather_tail,
     pieces,
 )
-from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, Reader, translate
+from mogine.analytics.store import AnalyticsStore, Reader, first_seq, translate
 from mogine.errors import RequestError
 
 TOP = 20
@@ -148,7 +147,7 @@ def open_numbers(
     low, high = window.before().since, window.until
     with store.reader(deadline_s) as reader:
         try:
-            waits = gather_tail(reader.connection, epoch_ms(low) << SEQ_BITS, epoch_ms(high) << SEQ_BITS)
+            waits = gather_tail(reader.connection, first_seq(low), first_seq(high))
         except sqlite3.Error as error:
             raise translate(error, "the record") from error
         yield Numbers(reader, waits)

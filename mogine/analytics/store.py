@@ -356,7 +356,7 @@ class AnalyticsStore:
         """Deletes the oldest rows that began before `before`, at most `limit`, in one transaction."""
         with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
             oldest = writer.execute(
-                "SELECT seq FROM queries WHERE seq < ? ORDER BY seq LIMIT ?", (_first_seq(before), limit)
+                "SELECT seq FROM queries WHERE seq < ? ORDER BY seq LIMIT ?", (first_seq(before), limit)
             ).fetchall()
             if oldest:
                 self._erase(writer, oldest[0][0], oldest[-1][0], len(oldest))
@@ -475,7 +475,7 @@ class AnalyticsStore:
     def count_before(self, before: datetime) -> int:
         """How many rows began before `before`."""
         with self.reader() as reader:
-            found: int = reader.one("SELECT count(*) FROM queries WHERE seq < ?", (_first_seq(before),))[0]
+            found: int = reader.one("SELECT count(*) FROM queries WHERE seq < ?", (first_seq(before),))[0]
         return found
 
     def count(self, selection: Selection) -> int:
@@ -559,7 +559,7 @@ class AnalyticsStore:
         self, since: datetime | None = None, *, batch: int = 1000
     ) -> Iterator[GivenFeedback]:
         """Every thumb on questions asked since then, oldest question first."""
-        after = _first_seq(since) - 1 if since else -1
+        after = first_seq(since) - 1 if since else -1
         while True:
             with self.reader() as reader:
                 rows = reader.all(
@@ -719,15 +719,14 @@ def _insert(writer: sqlite3.Connection, bound: Bound) -> Bound | None:
         return row, texts, citations
 
 
-def _first_seq(at: datetime) -> int:
+def first_seq(at: datetime) -> int:
+    """The smallest key that a row of this moment can have."""
     return min(epoch_ms(at) << SEQ_BITS, 2**63 - 1)  # a filter may name the year 9999
 
 
 def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]:
     """What is bound for one record: every value fit for SQLite, whatever a visitor sent."""
-    seq = _first_seq(record.started_at) | (
-        crc32(record.id.encode("utf-8", "replace")) & ((1 << SEQ_BITS) - 1)
-    )
+    seq = first_seq(record.started_at) | (crc32(record.id.encode("utf-8", "replace")) & ((1 << SEQ_BITS) - 1))
     row = [
         seq,
         _word(record.id),
@@ -804,10 +803,10 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
     terms, params = ["1"], list[Any]()
     if selection.since is not None:
         terms.append("q.seq >= ?")
-        params.append(_first_seq(selection.since))
+        params.append(first_seq(selection.since))
     if selection.until is not None:
         terms.append("q.seq < ?")
-        params.append(_first_seq(selection.until))
+        params.append(first_seq(selection.until))
     for name in ("provider", "model", "kind", "status", "answered", "visitor", "session", "feedback"):
         if value := getattr(selection, name):
             if (name, value) == ("feedback", "any"):
@@ -836,8 +835,8 @@ def _search(
 ) -> "array[int]":
     wanted = search.Wanted.of(_text(selection.search, MAX_SEARCH_CHARS))
     where, params = _where(selection)
-    low = _first_seq(selection.since) if selection.since else 0
-    high = min(_first_seq(selection.until) if selection.until else 2**63 - 1, before or 2**63 - 1)
+    low = first_seq(selection.since) if selection.since else 0
+    high = min(first_seq(selection.until) if selection.until else 2**63 - 1, before or 2**63 - 1)
     found: list[int] = []
 
     def look(condition: str, *values: Any) -> Iterator[int]:

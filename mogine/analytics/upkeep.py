@@ -12,7 +12,7 @@ from mogine.analytics import rollups, search
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.analytics.store import AnalyticsStore, first_seq, locked_file
 from mogine.analytics.tables import state
 from mogine.errors import Locked, MogineError
 
@@ -37,7 +37,7 @@ def index_once(
     Works in small pieces, with a rest after each as long as it took. Raises Locked while another process
     is at it, or deletes rows.
     """
-    before = epoch_ms((now or datetime.now(UTC)) - SETTLED) << SEQ_BITS
+    before = first_seq((now or datetime.now(UTC)) - SETTLED)
     if not store.exists():
         return 0
     with store.reader() as reader:
@@ -90,7 +90,7 @@ def sum_up(
     """
     if not store.exists():
         return 0
-    high = epoch_ms(before or datetime.now(UTC) - SETTLED) << SEQ_BITS
+    high = first_seq(before or datetime.now(UTC) - SETTLED)
     rows = 0
     pace = Pace(250, 100, 5_000, sleep)
     with locked_file(store.path.with_name("sums.lock"), wait=wait):

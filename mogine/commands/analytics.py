@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from zoneinfo import ZoneInfo
 
 import typer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mogine.analytics.reports import Statistics, Table
     from mogine.analytics.store import AnalyticsStore
 
+WATCH_EVERY_S = 2.0
 FOLLOW_EVERY_S = 0.5
 FOLLOW_BACK = timedelta(minutes=15)  # longer than any answer takes, so late ends are seen too
 BARS = "▁▂▃▄▅▆▇█"
@@ -37,6 +38,7 @@ class By(StrEnum):
     provider = "provider"
     model = "model"
     status = "status"
+    error = "error"
     source = "source"
     page = "page"
 
@@ -64,6 +66,8 @@ def stats(
     days: Annotated[int, typer.Option(help="How many whole days, today included.", min=1, max=3660)] = 30,
     by: Annotated[By, typer.Option(help="What the table has a row for.")] = By.day,
     compare: Annotated[bool, typer.Option("--compare", help="Beside the period before.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every few seconds.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First sum up all recorded rows anew.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what was asked, answered and spent.
@@ -75,14 +79,17 @@ def stats(
       mogine stats --days 7 --by provider --compare
 
       mogine stats --json | jq .totals
+
+    The sums stay when `mogine cleanup` deletes rows. docs/analytics.md says what each number means.
     """
-    from mogine.analytics.records import Window
-    from mogine.analytics.reports import statistics
     from mogine.commands.console import safe_json
 
     settings = shell_of(ctx).existing()
-    zone = ZoneInfo(settings.analytics.timezone)
-    found = statistics(_store(settings), Window.last_days(days, datetime.now(UTC), zone), by=by)
+    if rebuild:
+        _rebuild(settings)
+    if watch:
+        _watch(settings, days, by, compare=compare, as_json=as_json)
+    found = _look(settings, days, by)
     if as_json:
         typer.echo(safe_json(found.to_dict()))
     elif not found.totals["questions"] and not found.previous["questions"]:
@@ -93,6 +100,40 @@ def stats(
         )
     else:
         _show_statistics(found, compare=compare)
+
+
+def _look(settings: Settings, days: int, by: By) -> "Statistics":
+    from mogine.analytics.records import Window
+    from mogine.analytics.reports import statistics
+
+    zone = ZoneInfo(settings.analytics.timezone)
+    return statistics(_store(settings), Window.last_days(days, datetime.now(UTC), zone), by=by)
+
+
+def _rebuild(settings: Settings) -> None:
+    from mogine.analytics.upkeep import rebuild
+
+    store = _store(settings)
+    rows = rebuild(store) if store.exists() else 0
+    typer.echo(f"summed {rows:,} recorded questions anew", err=True)
+
+
+def _watch(settings: Settings, days: int, by: By, *, compare: bool, as_json: bool) -> NoReturn:
+    """Until Ctrl-C: on a terminal the screen is drawn anew, in a pipe JSON lines follow each other."""
+    from mogine.commands.console import out
+
+    try:
+        while True:
+            found = _look(settings, days, by)
+            if as_json:
+                typer.echo(json.dumps(found.to_dict(), ensure_ascii=True))
+            else:
+                if out.is_terminal:
+                    out.clear()
+                _show_statistics(found, compare=compare)
+            time.sleep(WATCH_EVERY_S)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def _show_statistics(found: "Statistics", *, compare: bool) -> None:
@@ -136,7 +177,7 @@ def _print_series(by: str, series: "Table") -> None:
         (by, lambda row: str(row[by]) or "-", True),
         ("asked", lambda row: _count(row["questions"]), True),
         ("", lambda row: _bar(row["questions"], most), not out.is_terminal or out.width >= ROOMY_WIDTH),
-        ("visitors", lambda row: _count(row["visitors"]), any(row["visitors"] for row in rows)),
+        ("visitors", lambda row: _count(row["visitors"]), any(row.get("visitors") for row in rows)),
         ("answered", lambda row: _percent(row["answered_share"]), True),
         ("errors", lambda row: _count(row["errors"]), any(row["errors"] for row in rows)),
         (
@@ -180,6 +221,7 @@ def _count(value: int) -> str:
 _TOTALS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("questions", "questions", _count),
     ("visitors (per day)", "visitors", _count),
+    ("of crawlers, besides", "bots", _count),
     ("answered", "answered_share", _percent),
     ("errors", "errors", _count),
     ("stopped by the visitor", "aborted", _count),

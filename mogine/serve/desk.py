@@ -1,12 +1,13 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from mogine.analytics.recorder import Recorder, open_recorder
 from mogine.analytics.records import Kind
@@ -19,6 +20,7 @@ from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
 from mogine.serve.access import Buckets
 from mogine.serve.books import Books, Cheaper
+from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Limits, Place
@@ -128,7 +130,8 @@ class Desk:
         self, request: web.Request, bucket: str, kind: Kind, provider: str, question: str
     ) -> Observation:
         """Begin to watch one question."""
-        return Observation(request[REQUEST_ID], kind, self.visitors.hash(bucket), provider, question)
+        bot = is_bot(request.headers.get(hdrs.USER_AGENT, ""))
+        return Observation(request[REQUEST_ID], kind, self.visitors.hash(bucket), provider, question, bot=bot)
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""
@@ -161,6 +164,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         else SharedLimits(settings.access, app[STATE], remote)
     )
     kb_url = settings.proxy.kb_url or settings.server_url("kb")
+    await asyncio.to_thread(is_bot, "")  # its patterns take a tenth of a second, once
     async with (
         open_recorder(settings) as recorder,
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,

@@ -12,6 +12,7 @@ from mogine.serve.keys import ServerState
 from mogine.settings import AccessSettings, RateLimit
 
 MAX_TRACKED_VISITORS = 10_000
+THUMB_RATE = RateLimit(30, 60)
 BUSY_RETRY_S = 5.0
 TOLD_AGAIN_S = 60.0
 OVERLOADED_RETRY_S = 2.0
@@ -84,6 +85,7 @@ class Limits:
         self._clock = clock
         self._visitors = Window(*access.rate_limit)
         self._site = Window(*access.site_rate_limit, max_keys=1)
+        self._thumbs = Window(THUMB_RATE)
         self._open: dict[str, int] = {}
 
     @property
@@ -95,6 +97,16 @@ class Limits:
     def open_by_visitor(self) -> dict[str, int]:
         """How many answers each visitor has open."""
         return dict(self._open)
+
+    def take_thumb(self, visitor: str) -> None:
+        """Count one thumb of `visitor`; RateLimited when there were too many."""
+        now = self._clock()
+        if wait := self._thumbs.wait_s(visitor, now):
+            raise RateLimited(
+                f"too many ratings from you: {THUMB_RATE} are allowed; wait {max(1, round(wait))} s",
+                retry_after_s=wait,
+            )
+        self._thumbs.take(visitor, now)
 
     def open(self, visitor: str) -> "Place":
         """A place for one answer, to be left by `with`.

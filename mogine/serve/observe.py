@@ -33,6 +33,7 @@ class Observation:
     page_url: str = ""
     session: str = ""
     model: str = ""
+    bot: bool = False
     request: ChatRequest | None = None
     citations: tuple[Citation, ...] = ()
     usage: Usage | None = None
@@ -125,6 +126,7 @@ class Observation:
             cost_cny=books.cost_cny(self.provider, self.model, usage, self.started_at),
             first_token_ms=self.first_token_ms,
             duration_ms=self._elapsed_ms(),
+            bot=self.bot,
         )
 
     def usage_so_far(self) -> Usage | None:

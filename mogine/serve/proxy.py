@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.serve import chat, llm, v1
+from mogine.serve import chat, feedback, llm, v1
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app
 from mogine.serve.assets import asset_routes, redirect
@@ -24,6 +24,7 @@ ROUTES = (
     Route(hdrs.METH_GET, "/v1/models", v1.models, Access.VISITOR),
     Route(hdrs.METH_GET, "/v1/models/{id:.+}", v1.model, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/feedback", feedback.feedback, Access.VISITOR),
     Route(hdrs.METH_GET, "/api/chat/config", chat.config, Access.PUBLIC),
     Route(hdrs.METH_GET, "/", redirect("chat/"), Access.PUBLIC),
 )

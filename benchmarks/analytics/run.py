@@ -1,0 +1,372 @@
+"""How fast the record is: `python -m benchmarks.analytics.run` prints a table, and JSON with --json.
+
+One million rows over 40 days are recorded by the writer itself; with --copies 10 they are repeated further
+back, with ids, visitors and sessions of their own, to ten million over 400 days. Then everything is measured
+that `docs/analytics.md` promises. With --folder the record is kept, and used again.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from benchmarks.analytics.rows import midnight, rows
+from benchmarks.startup import machine
+from mogine.analytics import reports, retention, rollups, upkeep
+from mogine.analytics.recorder import Recorder
+from mogine.analytics.records import Selection, Window, new_id
+from mogine.analytics.store import AnalyticsStore
+
+DAYS = 40
+BATCH = 2000
+ZONE = ZoneInfo("Asia/Shanghai")
+FILTERS = (
+    {"provider": "dashscope"}, {"provider": "extract"}, {"provider": "nobody"}, {"model": "deepseek-chat"},
+    {"kind": "v1"}, {"kind": "llm"}, {"status": "ok"}, {"status": "error"}, {"status": "refused"},
+    {"answered": "no"}, {"feedback": "down"}, {"feedback": "any"}, {"visitor": "?"}, {"session": "?"}, {},
+)  # fmt: skip
+SEARCHES = (
+    "退款",
+    "退款多久到账",
+    "押金",
+    "退",
+    "warranty",
+    "S900",
+    "客服电话 号码",
+    "没有这句话",
+    "748003",
+    "苏州 filter",
+)
+no_rest: Callable[[float], None] = lambda seconds: None  # noqa: E731
+
+
+def generate(store: AnalyticsStore, count: int, copies: int) -> dict[str, Any]:
+    """Records `count` rows as the writer does, sums and indexes them, and repeats them."""
+    store.prepare()
+    made = rows(count, DAYS, midnight(datetime.now(UTC)) - timedelta(days=1))
+    began, cpu, done = time.perf_counter(), time.process_time(), 0
+    while batch := list(islice(made, BATCH)):
+        store.insert(batch, busy_ms=60_000)
+        done += len(batch)
+    took = time.perf_counter() - began
+    found = {"rows_recorded": done, "recorded_per_s": round(done / took), "record_cpu_us": us(cpu, done)}
+    cpu = time.process_time()
+    upkeep.sum_up(store, before=upkeep.END_OF_TIME, sleep=no_rest)
+    found["sum_up_cpu_us"] = us(cpu, done)
+    cpu, indexed = time.process_time(), 0
+    while more := upkeep.index_once(store, sleep=no_rest):
+        indexed += more
+    found["index_cpu_us"] = us(cpu, max(1, indexed))
+    repeat(store, copies)
+    store.checkpoint()
+    return found
+
+
+def us(cpu: float, count: int) -> float:
+    return round((time.process_time() - cpu) / count * 1e6, 1)
+
+
+def repeat(store: AnalyticsStore, copies: int) -> None:
+    """The same rows again, each time DAYS days further back, with all sums and segments."""
+    with store.transaction(durable=False) as db:
+        first, last = (row for row in db.execute("SELECT min(seq), max(seq) FROM queries").fetchone())
+        segments = db.execute("SELECT id, first_seq, last_seq, seqs FROM segments WHERE live").fetchall()
+        tail = rollups.state(db)["sealed_upto"]
+    names = [r[1] for r in sqlite3.connect(store.path).execute("PRAGMA table_info(queries)")][2:]
+    quarters = DAYS * rollups.LEVELS[2]
+    for copy in range(1, copies):
+        back = copy * DAYS * 86_400_000 << 20
+        changed = {
+            "visitor": f"printf('%x', {copy}) || substr(visitor, 2)",
+            "session": f"printf('%x', {copy}) || substr(session, 2)",
+        }
+        columns = ", ".join(changed.get(n, n) for n in names)
+        for low in range(first, last + 1, (last - first) // 20 + 1):
+            high = low + (last - first) // 20 + 1
+            with store.transaction(durable=False) as db:
+                db.execute(
+                    f"INSERT INTO queries (seq, id, {', '.join(names)}) SELECT seq - {back}, printf('%012x', (seq - {back}) >> 20) || substr(id, 13), {columns} FROM queries WHERE seq >= ? AND seq < ? ORDER BY seq",
+                    (low, high),
+                )
+                db.execute(
+                    f"INSERT INTO texts SELECT seq - {back}, question, answer FROM texts WHERE seq >= ? AND seq < ?",
+                    (low, high),
+                )
+                db.execute(
+                    f"INSERT INTO citations SELECT seq - {back}, number, title, source, heading, url, score FROM citations WHERE seq >= ? AND seq < ?",
+                    (low, high),
+                )
+        low_slot, high_slot = (first >> 20) // rollups.QUARTER_MS, (last >> 20) // rollups.QUARTER_MS
+        sums = ", ".join(rollups.COLUMNS)
+        with store.transaction(durable=False) as db:
+            for level in (0, 1, 2):
+                size = rollups.LEVELS[level]
+                span = (level, low_slot // size, high_slot // size)
+                db.execute(
+                    f"INSERT INTO rollups SELECT dimension, level, slot - {copy * quarters // size}, value, {sums} FROM rollups WHERE level = ? AND slot >= ? AND slot <= ?",
+                    span,
+                )
+                db.execute(
+                    f"INSERT INTO waits SELECT level, slot - {copy * quarters // size}, first_token, duration FROM waits WHERE level = ? AND slot >= ? AND slot <= ?",
+                    span,
+                )
+            db.execute(
+                f"INSERT INTO asked SELECT slot - {copy * quarters // 32}, key, seq - {back}, questions, unanswered FROM asked WHERE slot >= ? AND slot <= ?",
+                (low_slot // 32, high_slot // 32),
+            )
+            db.execute("INSERT INTO unindexed SELECT seq - ? FROM queries WHERE seq > ?", (back, tail))
+        for number, low, high, packed in segments:
+            with store.transaction(durable=False) as db:
+                moved = array("q", (seq - back for seq in array("q", packed)))
+                new = db.execute(
+                    "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (1, ?, ?, ?)",
+                    (low - back, high - back, moved.tobytes()),
+                ).lastrowid
+                db.execute(
+                    "INSERT INTO terms SELECT ?, term, places FROM terms WHERE segment = ?", (new, number)
+                )
+        print(f"  {copy + 1} of {copies} million", file=sys.stderr, flush=True)
+    with store.transaction(durable=False) as db:
+        low_slot = (first >> 20) // rollups.QUARTER_MS - (copies - 1) * quarters
+        blocks = range(low_slot // 1536, high_slot // 1536 + 1) if copies > 1 else ()
+    for block in blocks:
+        with store.transaction(durable=False) as db:
+            rollups.rebuild_slot(db, 3, block)
+    upkeep.sum_up(store, before=upkeep.END_OF_TIME, sleep=no_rest)
+    while upkeep.index_once(store, sleep=no_rest):
+        pass
+
+
+def timed(work: Callable[[], Any], rounds: int = 7) -> float:
+    """Milliseconds of `work`, the median of some rounds after a first one."""
+    work()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - began) * 1000)
+    return round(statistics.median(times), 1)
+
+
+def reading(store: AnalyticsStore, now: datetime) -> dict[str, Any]:
+    """Statistics, lists and searches, each as the server does it."""
+    found: dict[str, Any] = {}
+    for days in (30, 365):
+        for zone in (ZONE, ZoneInfo("Asia/Kathmandu")):
+            window = Window.last_days(days, now, zone)
+            name = f"statistics_{days}_days" + ("" if zone is ZONE else "_at_45_minutes")
+            found[f"{name}_ms"] = timed(lambda window=window: reports.statistics(store, window, deadline_s=2))  # type: ignore[misc]
+    some = store.page(limit=50).records[-1]
+    for chosen in FILTERS:
+        chosen = {k: getattr(some, k) if v == "?" else v for k, v in chosen.items()}
+        selection = Selection(**chosen)
+        label = next(iter(chosen.items()), ("none", ""))
+        found[f"queries_{label[0]}_{'one' if label[0] in ('visitor', 'session') else label[1]}_ms"] = timed(
+            lambda s=selection: store.page(s, limit=100, deadline_s=2)
+        )  # type: ignore[misc]
+    for words in SEARCHES:
+        hits = len(store.page(Selection(search=words), limit=100).records)
+        found[f"search_{words}_{hits}_ms"] = timed(
+            lambda w=words: store.page(Selection(search=w), limit=100, deadline_s=2)
+        )  # type: ignore[misc]
+    return found
+
+
+def command(home: Path, *words: str) -> tuple[float, int]:
+    """Seconds and memory (MB) of a command, from start to end."""
+    began = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mogine", "--home", str(home), *words], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = status
+    assert status == 0, words  # noqa: S101
+    return time.perf_counter() - began, usage.ru_maxrss // 1024
+
+
+def commands(home: Path, count: int) -> dict[str, Any]:
+    times = sorted(command(home, "stats", "--days", "30")[0] for _ in range(5))
+    took, memory = command(home, "export", "--format", "csv")
+    return {
+        "mogine_stats_s": round(times[2], 2),
+        "export_rows_per_s": round(count / took),
+        "export_memory_mb": memory,
+    }
+
+
+def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any) -> None:
+    """One process that records `rate` rows a second; tells the ids and how long commits waited at worst."""
+
+    async def go() -> None:
+        store = AnalyticsStore(Path(path))
+        pool = list(rows(2000, 1, datetime.now(UTC), seed=os.getpid()))
+        ids: list[str] = []
+        cpu = time.process_time()
+        async with Recorder(store) as recorder:
+            ready.wait()
+            began = time.monotonic()
+            while (gone := time.monotonic() - began) < seconds:
+                due = int(gone * rate) - len(ids)
+                for _ in range(due):
+                    at = datetime.now(UTC)
+                    record = replace(pool[len(ids) % 2000], id=new_id(at), started_at=at)
+                    ids.append(record.id)
+                    recorder.record(record)
+                await asyncio.sleep(0.005)
+            await recorder.flush(30)
+            stats = recorder.stats()
+        out.put((ids, stats.dropped, stats.spooled, time.process_time() - cpu))
+
+    asyncio.run(go())
+
+
+def sustained(path: Path, seconds: float) -> dict[str, Any]:
+    """2,000 rows a second from two processes."""
+    context = multiprocessing.get_context("spawn")
+    ready, out = context.Event(), context.Queue()
+    workers = [
+        context.Process(target=write_steadily, args=(str(path), seconds, 1000, ready, out)) for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    time.sleep(3)
+    ready.set()
+    told = [out.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    ids = [id for part in told for id in part[0]]
+    store = AnalyticsStore(path)
+    with store.reader() as reader:
+        there = reader.one(
+            "SELECT count(*) FROM queries WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+        )[0]
+    return {
+        "sustained_rows_per_s": round(len(ids) / seconds),
+        "sustained_lost": len(ids) - there,
+        "sustained_dropped": sum(part[1] for part in told),
+        "sustained_cpu_us": round(sum(part[3] for part in told) / len(ids) * 1e6),
+    }
+
+
+def burst(path: Path) -> dict[str, Any]:
+    """20,000 rows at once, until the last is on the disk."""
+
+    async def go() -> dict[str, Any]:
+        store = AnalyticsStore(path)
+        pool = [replace(r, id=new_id(r.started_at)) for r in rows(20_000, 1, datetime.now(UTC), seed=11)]
+        async with Recorder(store, capacity=30_000) as recorder:
+            began = time.perf_counter()
+            for record in pool:
+                recorder.record(record)
+            await recorder.flush(60)
+            took = time.perf_counter() - began
+            stats = recorder.stats()
+        with store.reader() as reader:
+            there = reader.one(
+                "SELECT count(*) FROM queries WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps([r.id for r in pool]),),
+            )[0]
+        return {"burst_s": round(took, 2), "burst_lost": 20_000 - there, "burst_dropped": stats.dropped}
+
+    return asyncio.run(go())
+
+
+def cleaning(store: AnalyticsStore, goal: int, now: datetime) -> dict[str, Any]:
+    """Deletes about `goal` rows while somebody writes; how long each of the writer's commits took."""
+    with store.reader() as reader:
+        seq = reader.one("SELECT seq FROM queries ORDER BY seq LIMIT 1 OFFSET ?", (goal,))[0]
+    days = (now - datetime.fromtimestamp((seq >> 20) / 1000, UTC)).days
+    stop = threading.Event()
+    waits: list[float] = []
+
+    def write() -> None:
+        writer = AnalyticsStore(store.path)
+        pool = list(rows(2000, 1, now, seed=3))
+        while not stop.wait(0.02):
+            at = datetime.now(UTC)
+            batch = [replace(r, id=new_id(at), started_at=at) for r in pool[:20]]
+            began = time.perf_counter()
+            writer.insert(batch, busy_ms=10_000)
+            waits.append((time.perf_counter() - began) * 1000)
+        writer.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    time.sleep(3)
+    idle, waits[:] = sorted(waits), []
+    began, cpu = time.perf_counter(), time.process_time()
+    done = retention.cleanup(AnalyticsStore(store.path), days, now=now, force=True)
+    took = time.perf_counter() - began
+    stop.set()
+    writer.join()
+    ordered = sorted(waits)
+    return {
+        "cleanup_rows": done.rows,
+        "cleanup_s": round(took, 1),
+        "cleanup_cpu_us": us(cpu, max(1, done.rows)),
+        "cleanup_bytes_freed": done.bytes_freed,
+        "cleanup_writer_idle_max_ms": round(idle[-1], 1),
+        "cleanup_writer_p99_ms": round(ordered[len(ordered) * 99 // 100], 1),
+        "cleanup_writer_max_ms": round(ordered[-1], 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--copies", type=int, default=1, help="10: ten million rows over 400 days")
+    parser.add_argument("--folder", type=Path, help="a home to keep and use again")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--skip", default="", help="parts to leave out: read,command,write,burst,cleanup")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    home = given.folder or Path(tempfile.mkdtemp(prefix="mogine-bench-"))
+    store = AnalyticsStore(home / "data" / "analytics.db")
+    now = datetime.now(UTC)
+    found: dict[str, Any] = {"machine": machine()}
+    if not store.exists():
+        store.path.parent.mkdir(parents=True, exist_ok=True)
+        found |= generate(store, given.rows, given.copies)
+    count = store.summary().rows
+    found |= {"rows": count, "bytes_per_row": round(store.path.stat().st_size / count)}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "read": lambda: reading(store, now),
+        "command": lambda: commands(home, count),
+        "write": lambda: sustained(store.path, given.seconds),
+        "burst": lambda: burst(store.path),
+        "cleanup": lambda: cleaning(store, min(1_000_000, count // 2), now),
+    }
+    for name, measure in parts.items():
+        if name not in given.skip.split(","):
+            found |= measure()
+            print(f"  {name} done", file=sys.stderr, flush=True)
+    found["memory_of_the_benchmark_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if given.folder is None:
+        shutil.rmtree(home)
+    if given.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for name, value in found.items():
+        print(f"{name:<44} {value}")
+
+
+if __name__ == "__main__":
+    main()
