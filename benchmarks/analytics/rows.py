@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import mogine
-from mogine.analytics.records import QueryRecord
+from mogine.analytics.records import QueryRecord, Status
 from mogine.chat import Citation
 
 HOURS = (2, 1, 1, 1, 1, 2, 4, 8, 14, 18, 20, 18, 14, 16, 19, 20, 18, 14, 12, 13, 14, 12, 8, 4)
@@ -33,8 +33,9 @@ THINGS = (
     "礼品卡",
 )
 ASKS = (
-    "{}多少钱？", "{}坏了怎么办", "{}保修多久？", "怎么退{}", "{}什么时候发货？", "如何更换{}？", "{}可以开发票吗",
-       "退款多久到账？", "How long is the warranty of the {}?", "Where can I buy a {}?", "Can I return my {}?",
+    "{}多少钱？", "{}坏了怎么办", "{}保修多久？", "怎么退{}", "{}什么时候发货？", "如何更换{}？",
+    "{}可以开发票吗", "退款多久到账？", "How long is the warranty of the {}?", "Where can I buy a {}?",
+    "Can I return my {}?",
     "{}和{}有什么区别？", "你们的客服电话是多少", "{}不能用了，灯一直闪红色，已经试过重启，请问还能退换吗？",
 )  # fmt: skip
 
@@ -50,7 +51,7 @@ def sentences() -> list[str]:
 
 def rows(count: int, days: int, until: datetime, seed: int = 7) -> Iterator[QueryRecord]:
     """`count` rows over the `days` before `until`, oldest first."""
-    rng = random.Random(seed)  # noqa: S311 - rows to measure with, no secret
+    rng = random.Random(seed)
     words = sentences()
     documents = [f"docs/{name}-{n}.md" for n in range(20) for name in ("refund", "shipping", "manual")]
     pages = [f"https://www.example.com/products/{n}.html" for n in range(120)]
@@ -106,7 +107,9 @@ def _row(
     cited: list[tuple[Citation, ...]],
 ) -> QueryRecord:
     dice = rng.random()
-    status = "ok" if dice < 0.94 else "error" if dice < 0.96 else "aborted" if dice < 0.98 else "refused"
+    status: Status = (
+        "ok" if dice < 0.94 else "error" if dice < 0.96 else "aborted" if dice < 0.98 else "refused"
+    )
     provider, model = MODELS[0 if dice < 0.7 else 1 if dice < 0.9 else 2 if dice < 0.97 else 3]
     day = (at + timedelta(hours=8)).toordinal()
     number = rng.randrange(visitors)

@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from zoneinfo import ZoneInfo
 
 from benchmarks.analytics.rows import midnight, rows
 from benchmarks.startup import machine
-from mogine.analytics import reports, retention, rollups, upkeep
+from mogine.analytics import reports, retention, rollups, tables, upkeep
 from mogine.analytics.recorder import Recorder
 from mogine.analytics.records import Selection, Window, new_id
 from mogine.analytics.store import AnalyticsStore
@@ -38,7 +39,7 @@ from mogine.analytics.store import AnalyticsStore
 DAYS = 40
 BATCH = 2000
 ZONE = ZoneInfo("Asia/Shanghai")
-FILTERS = (
+FILTERS: tuple[dict[str, Any], ...] = (
     {"provider": "dashscope"}, {"provider": "extract"}, {"provider": "nobody"}, {"model": "deepseek-chat"},
     {"kind": "v1"}, {"kind": "llm"}, {"status": "ok"}, {"status": "error"}, {"status": "refused"},
     {"answered": "no"}, {"feedback": "down"}, {"feedback": "any"}, {"visitor": "?"}, {"session": "?"}, {},
@@ -89,7 +90,7 @@ def repeat(store: AnalyticsStore, copies: int) -> None:
     with store.transaction(durable=False) as db:
         first, last = (row for row in db.execute("SELECT min(seq), max(seq) FROM queries").fetchone())
         segments = db.execute("SELECT id, first_seq, last_seq, seqs FROM segments WHERE live").fetchall()
-        tail = rollups.state(db)["sealed_upto"]
+        tail = tables.state(db)["sealed_upto"]
     names = [r[1] for r in sqlite3.connect(store.path).execute("PRAGMA table_info(queries)")][2:]
     quarters = DAYS * rollups.LEVELS[2]
     for copy in range(1, copies):
@@ -103,15 +104,19 @@ def repeat(store: AnalyticsStore, copies: int) -> None:
             high = low + (last - first) // 20 + 1
             with store.transaction(durable=False) as db:
                 db.execute(
-                    f"INSERT INTO queries (seq, id, {', '.join(names)}) SELECT seq - {back}, printf('%012x', (seq - {back}) >> 20) || substr(id, 13), {columns} FROM queries WHERE seq >= ? AND seq < ? ORDER BY seq",
+                    f"INSERT INTO queries (seq, id, {', '.join(names)}) SELECT seq - {back}, "
+                    f"printf('%012x', (seq - {back}) >> 20) || substr(id, 13), {columns} "
+                    "FROM queries WHERE seq >= ? AND seq < ? ORDER BY seq",
                     (low, high),
                 )
                 db.execute(
-                    f"INSERT INTO texts SELECT seq - {back}, question, answer FROM texts WHERE seq >= ? AND seq < ?",
+                    f"INSERT INTO texts SELECT seq - {back}, question, answer "
+                    "FROM texts WHERE seq >= ? AND seq < ?",
                     (low, high),
                 )
                 db.execute(
-                    f"INSERT INTO citations SELECT seq - {back}, number, title, source, heading, url, score FROM citations WHERE seq >= ? AND seq < ?",
+                    f"INSERT INTO citations SELECT seq - {back}, number, title, source, heading, url, score "
+                    "FROM citations WHERE seq >= ? AND seq < ?",
                     (low, high),
                 )
         low_slot, high_slot = (first >> 20) // rollups.QUARTER_MS, (last >> 20) // rollups.QUARTER_MS
@@ -121,15 +126,18 @@ def repeat(store: AnalyticsStore, copies: int) -> None:
                 size = rollups.LEVELS[level]
                 span = (level, low_slot // size, high_slot // size)
                 db.execute(
-                    f"INSERT INTO rollups SELECT dimension, level, slot - {copy * quarters // size}, value, {sums} FROM rollups WHERE level = ? AND slot >= ? AND slot <= ?",
+                    f"INSERT INTO rollups SELECT dimension, level, slot - {copy * quarters // size}, value, "
+                    f"{sums} FROM rollups WHERE level = ? AND slot >= ? AND slot <= ?",
                     span,
                 )
                 db.execute(
-                    f"INSERT INTO waits SELECT level, slot - {copy * quarters // size}, first_token, duration FROM waits WHERE level = ? AND slot >= ? AND slot <= ?",
+                    f"INSERT INTO waits SELECT level, slot - {copy * quarters // size}, first_token, "
+                    "duration FROM waits WHERE level = ? AND slot >= ? AND slot <= ?",
                     span,
                 )
             db.execute(
-                f"INSERT INTO asked SELECT slot - {copy * quarters // 32}, key, seq - {back}, questions, unanswered FROM asked WHERE slot >= ? AND slot <= ?",
+                f"INSERT INTO asked SELECT slot - {copy * quarters // 32}, key, seq - {back}, questions, "
+                "unanswered FROM asked WHERE slot >= ? AND slot <= ?",
                 (low_slot // 32, high_slot // 32),
             )
             db.execute("INSERT INTO unindexed SELECT seq - ? FROM queries WHERE seq > ?", (back, tail))
@@ -173,20 +181,20 @@ def reading(store: AnalyticsStore, now: datetime) -> dict[str, Any]:
         for zone in (ZONE, ZoneInfo("Asia/Kathmandu")):
             window = Window.last_days(days, now, zone)
             name = f"statistics_{days}_days" + ("" if zone is ZONE else "_at_45_minutes")
-            found[f"{name}_ms"] = timed(lambda window=window: reports.statistics(store, window, deadline_s=2))  # type: ignore[misc]
+            found[f"{name}_ms"] = timed(partial(reports.statistics, store, window, deadline_s=2))
     some = store.page(limit=50).records[-1]
     for chosen in FILTERS:
         chosen = {k: getattr(some, k) if v == "?" else v for k, v in chosen.items()}
         selection = Selection(**chosen)
         label = next(iter(chosen.items()), ("none", ""))
         found[f"queries_{label[0]}_{'one' if label[0] in ('visitor', 'session') else label[1]}_ms"] = timed(
-            lambda s=selection: store.page(s, limit=100, deadline_s=2)
-        )  # type: ignore[misc]
+            partial(store.page, selection, limit=100, deadline_s=2)
+        )
     for words in SEARCHES:
         hits = len(store.page(Selection(search=words), limit=100).records)
         found[f"search_{words}_{hits}_ms"] = timed(
-            lambda w=words: store.page(Selection(search=w), limit=100, deadline_s=2)
-        )  # type: ignore[misc]
+            partial(store.page, Selection(search=words), limit=100, deadline_s=2)
+        )
     return found
 
 
