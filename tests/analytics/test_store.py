@@ -5,9 +5,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -374,7 +374,8 @@ def test_the_newest_write_is_when_the_newest_answer_ended(store: AnalyticsStore)
 )
 def test_every_filter_is_served_by_an_index(store: AnalyticsStore, column: str) -> None:
     store.insert([row()])
-    where, params = _where(replace(Selection(), **{column: "x"}))
+    chosen: dict[str, Any] = {column: "x"}
+    where, params = _where(Selection(**chosen))
     with store.reader() as reader:
         plan = reader.all(
             f"EXPLAIN QUERY PLAN SELECT q.seq FROM queries q WHERE {where} ORDER BY q.seq DESC LIMIT 101",  # noqa: S608
