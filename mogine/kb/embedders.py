@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+import logging
 import sqlite3
 import threading
 import time
@@ -26,8 +27,11 @@ from mogine.errors import (
     UpstreamUnavailable,
 )
 from mogine.kb.e5 import E5Engine
+from mogine.kb.fit import reads_chinese
 from mogine.kb.passages import language
 from mogine.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
 
@@ -74,7 +78,8 @@ def open_embedder(settings: Settings) -> Embedder:
                     "MOGINE_EMBEDDER=http needs MOGINE_EMBED_BASE_URL and MOGINE_EMBED_MODEL; "
                     "set both, or use MOGINE_EMBEDDER=e5"
                 )
-            return CachedEmbedder(HttpEmbedder(kb.embed_base_url, kb.embed_model, kb.embed_key), cache_path)
+            chosen = HttpEmbedder(kb.embed_base_url, kb.embed_model, kb.embed_key)
+            return CachedEmbedder(CheckedEmbedder(chosen), cache_path)
         case _:
             return CentredEmbedder(CachedEmbedder(E5Embedder(), cache_path), np.load(MEANS_PATH))
 
@@ -275,6 +280,42 @@ class HttpEmbedder:
             ) from error
         self._dimensions = int(rows.shape[1])
         return unit(rows)
+
+
+class CheckedEmbedder:
+    """Warns once, before the first Chinese passage, when the model does not read Chinese."""
+
+    def __init__(self, inner: Embedder) -> None:
+        self._inner = inner
+        self._is_checked = False
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def dimensions(self) -> int:
+        return self._inner.dimensions
+
+    def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        if not self._is_checked and any(language(text) == "zh" for text in texts):
+            self._is_checked = True
+            if not reads_chinese(self._inner.embed_passages):
+                log.warning(
+                    "the embedding model %s does not seem to read Chinese: Chinese documents will be found "
+                    "by their words only. Choose a multilingual MOGINE_EMBED_MODEL, or MOGINE_EMBEDDER=e5",
+                    self.name,
+                )
+        return self._inner.embed_passages(texts)
+
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        return self._inner.embed_questions(texts)
+
+    def warm(self) -> None:
+        self._inner.warm()
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class _Rejected(Exception):

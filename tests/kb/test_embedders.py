@@ -25,12 +25,14 @@ from mogine.kb.embedders import (
     MEANS_PATH,
     CachedEmbedder,
     CentredEmbedder,
+    CheckedEmbedder,
     E5Embedder,
     HttpEmbedder,
     NoEmbedder,
     Vectors,
     open_embedder,
 )
+from mogine.kb.fit import reads_chinese
 from mogine.settings import Settings, load_settings
 from tests.kb.conftest import CharacterEmbedder
 from tests.upstreams.embeddings import ARK_MODEL, MODEL, EmbeddingsFake, vector
@@ -110,6 +112,24 @@ def test_centring_takes_the_mean_of_kind_and_language_away() -> None:
 def test_other_means_are_another_embedder(embedder: CharacterEmbedder) -> None:
     ones, zeros = np.ones((2, 2, 64), dtype=np.float32), np.zeros((2, 2, 64), dtype=np.float32)
     assert CentredEmbedder(embedder, ones).name != CentredEmbedder(embedder, zeros).name
+
+
+async def test_model_that_reads_no_chinese_is_told_once_when_there_is_chinese(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The fake knows characters, not meanings."""
+    async with EmbeddingsFake() as fake:
+        embedder = CheckedEmbedder(HttpEmbedder(fake.base_url, MODEL))
+        await asyncio.to_thread(embedder.embed_passages, ["English only", "more (中文) of it"])
+        assert "Chinese" not in caplog.text
+        for _ in range(2):
+            await asyncio.to_thread(embedder.embed_passages, ["中文的资料"])
+        embedder.close()
+    assert caplog.text.count("does not seem to read Chinese") == 1 and MODEL in caplog.text
+
+
+def test_bundled_model_is_seen_to_read_chinese() -> None:
+    assert reads_chinese(E5Embedder().embed_passages)
 
 
 # --- the cache -----------------------------------------------------------------------------------

@@ -99,9 +99,9 @@ def test_meaning_and_words_add_up(build: Build) -> None:
     assert found(knowledge, "refund money", 1, "keyword") == ["words.md"]
     scores = {h.passage.source: h.score for h in knowledge.search("refund money", 3)}
     keyword = {h.passage.source: h.score for h in knowledge.search("refund money", 3, "keyword")}
-    assert scores["near.md"] == pytest.approx(0.5, abs=1e-3)
-    assert scores["words.md"] == pytest.approx(keyword["words.md"] / 2, abs=1e-3)
-    assert scores["both.md"] == pytest.approx((0.8 + keyword["both.md"]) / 2, abs=1e-3)
+    assert scores["near.md"] == pytest.approx(1 / 1.6, abs=1e-3)
+    assert scores["words.md"] == pytest.approx(0.6 * keyword["words.md"] ** 0.5 / 1.6, abs=1e-3)
+    assert scores["both.md"] == pytest.approx((0.8 + 0.6 * keyword["both.md"] ** 0.5) / 1.6, abs=1e-3)
 
 
 def test_passage_in_the_other_language_is_lent_what_the_best_has_up_to_a_limit(build: Build) -> None:
@@ -119,8 +119,8 @@ def test_passage_in_the_other_language_is_lent_what_the_best_has_up_to_a_limit(b
     best = knowledge.search("怎么退款", 1, "keyword")[0].score
     assert best > 0.15
     scores = {h.passage.source: h.score for h in knowledge.search("怎么退款", 2)}
-    assert scores["en.md"] == pytest.approx((0.9 + 0.15) / 2, abs=1e-3)
-    assert scores["zh.md"] == pytest.approx((0.3 + best) / 2, abs=1e-3)
+    assert scores["en.md"] == pytest.approx((0.9 + 0.6 * 0.15**0.5) / 1.6, abs=1e-3)
+    assert scores["zh.md"] == pytest.approx((0.3 + 0.6 * best**0.5) / 1.6, abs=1e-3)
 
 
 def test_passage_that_clearly_matches_in_the_own_language_comes_before_one_in_the_other(build: Build) -> None:
@@ -163,7 +163,7 @@ def test_passage_that_only_words_find_gets_its_cosine_too(build: Build) -> None:
     words = knowledge.search("zebra", 1, "keyword")[0].score
     best = knowledge.search("zebra", 1)[0]
     assert best.passage.source == "zebra.md"
-    assert best.score == pytest.approx((0.9 + words) / 2, abs=1e-3)
+    assert best.score == pytest.approx((0.9 + 0.6 * words**0.5) / 1.6, abs=1e-3)
 
 
 def test_top_k_may_be_larger_than_the_base(build: Build) -> None:
