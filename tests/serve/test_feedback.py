@@ -1,0 +1,66 @@
+"""`POST /api/feedback`: a thumb reaches the row of who asked, and nobody else's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mogine.analytics.records import Selection
+from mogine.analytics.store import AnalyticsStore
+from tests.serve.conftest import Served, Start, assert_envelope
+
+FEEDBACK = "/api/feedback"
+
+
+async def asked(served: Served, address: str = "198.51.100.7") -> dict[str, Any]:
+    """The `done` of a question, from a visitor behind the trusted proxy."""
+    headers = {"X-Forwarded-For": address}
+    reply = await served.post("/api/chat", {"question": "退款多久到账？"}, headers=headers)
+    return dict(next(data for name, data in reply.events if name == "done"))
+
+
+async def test_thumb_is_kept_with_the_row_and_may_be_changed(serve: Start, home: Path) -> None:
+    served = await serve("proxy")
+    done = await asked(served)
+    visitor = {"X-Forwarded-For": "198.51.100.7"}
+    for rating in ("up", "down"):
+        body = {"request_id": done["request_id"], "rating": rating, "reason": "wrong", "comment": "打错了"}
+        reply = await served.post(FEEDBACK, body, headers=visitor)
+        assert (reply.status, reply.json) == (200, {"request_id": done["request_id"], "rating": rating})
+    store = AnalyticsStore(home / "data/analytics.db")
+    rows = store.page(Selection(feedback="down")).records
+    assert [row.id for row in rows] == [done["request_id"]]
+    told = list(store.iterate_feedback())
+    assert len(told) == 1 and "打错了" in str(told[0])
+
+
+async def test_thumb_of_somebody_else_is_answered_like_one_for_nothing(serve: Start, home: Path) -> None:
+    served = await serve("proxy")
+    done = await asked(served)
+    other = {"X-Forwarded-For": "203.0.113.9"}
+    foreign = await served.post(FEEDBACK, {"request_id": done["request_id"], "rating": "down"}, headers=other)
+    nothing = await served.post(FEEDBACK, {"request_id": "0" * 44, "rating": "down"}, headers=other)
+    assert assert_envelope(foreign, 404, "not_found") == assert_envelope(nothing, 404, "not_found")
+    assert not AnalyticsStore(home / "data/analytics.db").page(Selection(feedback="any")).records
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"rating": "up"}, "request_id"),
+        ({"request_id": ["x"], "rating": "up"}, "request_id"),
+        ({"request_id": "0" * 44}, "rating"),
+        ({"request_id": "0" * 44, "rating": ["up"]}, "rating"),
+        ({"request_id": "0" * 44, "rating": "up", "comment": "x" * 1001}, "comment"),
+    ],
+)
+async def test_bad_thumb_is_refused_by_name(serve: Start, body: dict[str, Any], param: str) -> None:
+    served = await serve("proxy")
+    assert_envelope(await served.post(FEEDBACK, body), 400, "invalid_request", param)
+
+
+async def test_thumbs_have_a_rate_of_their_own(serve: Start) -> None:
+    served = await serve("proxy")
+    body = {"request_id": "0" * 44, "rating": "up"}
+    statuses = [(await served.post(FEEDBACK, body)).status for _ in range(31)]
+    assert statuses == [404] * 30 + [429]
