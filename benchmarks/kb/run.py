@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from benchmarks.kb.texts import Invented, InventedVectors
+from benchmarks.kb.texts import Invented, InventedVectors, real_passages
 from mogine.kb.embedders import E5Embedder, open_embedder
 from mogine.kb.generations import Generations
 from mogine.settings import load_settings
@@ -37,9 +37,12 @@ STARTS_WITHIN_S = 120
 def build(home: Path, passages: int) -> None:
     """One generation of invented passages, once."""
     generations = Generations(home / "data" / "kb")
-    if generations.current_name():
-        return
     real = open_embedder(load_settings({}, home))
+    current = generations.current()
+    if current and (current.manifest.passages, current.manifest.embedder) == (passages, real.name):
+        return
+    if current:
+        raise SystemExit(f"{home} holds another base; remove it, or choose another --home")
     vectors = InventedVectors(real.name, real.dimensions)
     with generations.begin(vectors) as draft:
         for document, made, topic in Invented().documents(passages):
@@ -150,22 +153,22 @@ def measure_search(home: Path, passages: int, seconds: float, clients: int) -> d
 
 def measure_ingest(folder: Path, count: int) -> dict[str, object]:
     """`mogine kb ingest` of files of one passage each, with the model and an empty cache; then again."""
-    invented = Invented(seed=7)
     result: dict[str, object] = {}
-    for language, size in (("zh", 380), ("en", 900)):
+    for language, size in (("zh", 380), ("en", 450)):
         docs = folder / language
         docs.mkdir()
-        for number in range(count):
-            (docs / f"{number:05}.md").write_text(invented.text(language, number, size), "utf-8")
+        texts = real_passages(language, size, count)
+        for number, text in enumerate(texts):
+            (docs / f"{number:05}.md").write_text(text, "utf-8")
         home = folder / f"home-{language}"
         first, again = run_ingest(home, docs), run_ingest(home, docs)
         embedder = E5Embedder()
         embedder.warm()
-        texts = [path.read_text("utf-8") for path in sorted(docs.iterdir())]
         started = time.process_time()
         embedder.embed_passages(texts)
         result[language] = {
             "passages": count,
+            "characters": size,
             "embedded_a_cpu_second": round(count / (time.process_time() - started), 1),
             "whole_command": first,
             "again_unchanged": again,

@@ -1,14 +1,18 @@
 """Invented passages with the statistics of real ones: words by Zipf's law, topics, Chinese and English."""
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
+import mogine
 from mogine.kb.embedders import Vectors, unit
 from mogine.kb.passages import Document, Passage
 
+SAMPLES = Path(mogine.__file__).with_name("samples")
 WORDS = 40_000
 TOPICS = 400
 PASSAGES_A_DOCUMENT = 20
@@ -95,6 +99,25 @@ class Invented:
             else " ".join(self.text("en", self._random.randrange(TOPICS), 60).split()[:9]) + "?"
             for number in range(count)
         ]
+
+
+def real_passages(language: str, size: int, count: int) -> list[str]:
+    """Texts of about `size` characters out of the sentences of the sample documents, no two alike.
+
+    Invented words have twice the tokens of real ones, and a model's time goes by tokens.
+    """
+    random_ = random.Random(language)
+    samples = (SAMPLES / "docs").glob(f"*.{language}.md")
+    paragraphs = [line for path in samples for line in path.read_text("utf-8").splitlines() if len(line) > 20]
+    sentences = [part for line in paragraphs for part in re.split(r"(?<=[。！？.!?])\s*", line) if part]
+    gap = "" if language == "zh" else " "
+    texts = []
+    for number in range(count):
+        pieces = [str(number)]
+        while sum(map(len, pieces)) < size:
+            pieces.append(random_.choice(sentences))
+        texts.append(gap.join(pieces)[: size + 40])
+    return texts
 
 
 class InventedVectors:

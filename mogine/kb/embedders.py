@@ -12,7 +12,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
@@ -153,6 +152,8 @@ class HttpEmbedder:
         timeout_s: float = 30.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        import httpx
+
         self.name = f"http/{model}"
         self._model = model
         # Ark's multimodal endpoint folds a whole list into ONE vector: it gets one text a call.
@@ -220,6 +221,8 @@ class HttpEmbedder:
         raise AssertionError("the last try returns or raises")
 
     def _post(self, body: dict[str, Any]) -> Any:
+        import httpx
+
         try:
             response = self._client.post(self._url, json=body)
         except httpx.TimeoutException as error:
