@@ -1,6 +1,7 @@
 """What every test may use: a home of its own, settings on it, and the command line as a user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,11 @@ pytest_plugins = ["tests.upstreams.llama"]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that: then no
+# test could interrupt a program.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
