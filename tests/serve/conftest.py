@@ -17,17 +17,7 @@ from mogine.serve import runner
 from mogine.serve.desk import DESK
 from mogine.serve.keys import STATE
 from mogine.settings import Settings, load_settings
-
-ADMIN_TOKEN = "test-admin-token-" * 3
-DEFAULTS = {
-    "MOGINE_PROXY_PORT": "0",
-    "MOGINE_KB_PORT": "0",
-    "MOGINE_ANALYTICS_PORT": "0",
-    "MOGINE_EMBEDDER": "none",
-    "MOGINE_ADMIN_TOKEN": ADMIN_TOKEN,
-    "MOGINE_RATE_LIMIT": "100000/minute",
-    "MOGINE_SITE_RATE_LIMIT": "100000/minute",
-}
+from tests.servers import DEFAULTS
 
 
 @dataclass
