@@ -77,10 +77,12 @@ Spawn = Callable[..., Any]
 
 @pytest.fixture
 def spawn(home: Path) -> Iterator[Spawn]:
-    """Starts `mogine serve WHICH ...` in the home: `child = await spawn("proxy", env)`."""
+    """Starts `mogine serve WHICH ...` in the home, or in another: `child = await spawn("proxy", env)`."""
     children: list[Child] = []
 
-    async def start(which: str = "proxy", env: Mapping[str, str] | None = None, *more: str) -> Child:
+    async def start(
+        which: str = "proxy", env: Mapping[str, str] | None = None, *more: str, home: Path = home
+    ) -> Child:
         log = home / f"stderr-{len(children)}.log"
         children.append(Child(home, (which, *more), env or {}, log))
         return await children[-1].started()

@@ -18,6 +18,7 @@ from mogine.errors import Forbidden, RateLimited, RequestError, SettingsError, U
 from mogine.settings import Network, Settings
 
 ADMIN_TOKEN_FILE = "admin_token"  # noqa: S105 - a file's name
+HOME_ID_FILE = "home_id"
 FAILURES_PER_MINUTE = 10
 MAX_TRACKED_ADDRESSES = 10_000
 FORWARDED = (hdrs.X_FORWARDED_FOR, hdrs.FORWARDED, "X-Real-IP", "Via")
@@ -59,6 +60,20 @@ def admin_token(settings: Settings) -> str:
     if len(token) < 32:
         raise SettingsError(f"{path} holds no usable token: delete the file and start again")
     return token
+
+
+def home_id(data_path: Path) -> str:
+    """What tells this home from others, also when it moves; made in `data/home_id` when absent."""
+    path = data_path / HOME_ID_FILE
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _publish_once(path, secrets.token_hex(16) + "\n")
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} cannot be used ({error.__class__.__name__}): make the folder writable for this user"
+        ) from error
 
 
 def _publish_once(path: Path, text: str) -> None:
