@@ -625,7 +625,7 @@ class Pool:
         for family, address in await self._addresses(target.host, target.port):
             connection = Connection(self, target.key, self._loop)
             try:
-                await self._loop.create_connection(
+                transport, _ = await self._loop.create_connection(
                     lambda connection=connection: connection,
                     address,
                     target.port,
@@ -640,6 +640,7 @@ class Pool:
             except OSError as error:
                 logger.info("no connection to %s: %s", target.host, type(error).__name__)
                 continue
+            _read_ahead_little(transport)
             self._all.add(connection)
             return connection
         self._names.pop((target.host, target.port), None)
@@ -665,6 +666,16 @@ class Pool:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
+
+
+def _read_ahead_little(transport: asyncio.Transport) -> None:
+    """What the system and TLS read by themselves while we hold is megabytes, unless they are told."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HIGH_WATER_BYTES)
+    limit = getattr(transport, "set_read_buffer_limits", None)
+    if limit is not None:
+        limit(high=HIGH_WATER_BYTES)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from mogine.serve.visitors import utc_now
 
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
 SURE_SCORE = 0.3
+MAX_PIECES = 256  # a piece of two letters takes as much memory as fifty of them
 IMAGE_TOKENS = 1_000  # about what vision models read of one picture
 _MARK = re.compile(r"\[(\d{1,2})\]")
 
@@ -62,7 +63,10 @@ class Observation:
         """Look at one event as it passes."""
         kind = type(event)
         if kind is Delta:
-            self._texts.append(event.text)  # type: ignore[union-attr]
+            texts = self._texts
+            texts.append(event.text)  # type: ignore[union-attr]
+            if len(texts) >= MAX_PIECES:
+                self._texts = ["".join(texts)]
             if self.first_token_ms is None:
                 self.first_token_ms = self._elapsed_ms()
         elif kind is Reasoning:

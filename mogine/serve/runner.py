@@ -23,6 +23,7 @@ from mogine.settings import Settings
 KEEP_ALIVE_S = 30.0  # also what a visitor has to send a request's head
 UNACKNOWLEDGED_MS = 60_000
 BACKLOG = 1024
+SEND_BUFFER_BYTES = 128 * 1024
 CLEANUP_S = 2.0
 MAX_LINE_BYTES = 32 * 1024  # a search of 2,000 characters stands in the address, with up to 12 bytes each
 POLL_S = 0.05
@@ -258,6 +259,8 @@ def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[so
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Else the system takes up to 4 MiB of an answer from the vendor for a reader who has stopped.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # Who acknowledges nothing for a minute is gone; connections inherit this from their listener.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
