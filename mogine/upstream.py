@@ -27,6 +27,8 @@ from mogine.http1 import Limits as Limits
 USER_AGENT = "Mogine-AI-Chatbot/1.0"
 MAX_LINE_BYTES = 512 * 1024
 MAX_FRAME_BYTES = 1024 * 1024
+MAX_EMPTY_BYTES = 2 * 1024 * 1024  # of comments and blank lines, without any data between them
+MAX_DATA_LINES = 4096  # kept apart; short ones take ten times their length
 MAX_STREAM_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_WAIT_S = 5.0
@@ -251,6 +253,7 @@ class FrameDecoder:
         "_begin",
         "_buffer",
         "_data",
+        "_empty",
         "_event",
         "_first",
         "_has_id",
@@ -267,6 +270,7 @@ class FrameDecoder:
         self._scan = 0  # and of the first byte not yet searched for a line's end
         self._first = True
         self._received = 0
+        self._empty = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -320,6 +324,9 @@ class FrameDecoder:
             self._begin = 0
         self._scan = len(buffer)
         self._check(len(buffer) - self._line, len(buffer))
+        self._empty = 0 if any(frame.data for frame in frames) else self._empty + size
+        if self._empty > MAX_EMPTY_BYTES:
+            raise UpstreamBadResponse("API proxy error: the upstream stream says nothing, at great length")
         return frames
 
     def _check(self, line_bytes: int, frame_bytes: int) -> None:
@@ -334,6 +341,8 @@ class FrameDecoder:
             value = value[1:]
         if name == b"data":
             self._data.append(value)
+            if len(self._data) >= MAX_DATA_LINES:
+                self._data = [b"\n".join(self._data)]
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id":
