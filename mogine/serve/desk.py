@@ -27,6 +27,7 @@ from mogine.serve.limits import Deadline, Limits, Place
 from mogine.serve.observe import Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
+from mogine.serve.requests import Request
 from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
 from mogine.serve.shared import SHARED, Remote, SharedLimits
 from mogine.serve.site import SiteFile
@@ -122,13 +123,11 @@ class Desk:
             )
         return NotFound(f"there is no such provider; known are: {', '.join(PROVIDER_NAMES)}")
 
-    def bucket(self, request: web.Request) -> str:
+    def bucket(self, request: Request) -> str:
         """What the visitor is counted under."""
         return self.buckets.of(request)
 
-    def observe(
-        self, request: web.Request, bucket: str, kind: Kind, provider: str, question: str
-    ) -> Observation:
+    def observe(self, request: Request, bucket: str, kind: Kind, provider: str, question: str) -> Observation:
         """Begin to watch one question."""
         bot = is_bot(request.headers.get(hdrs.USER_AGENT, ""))
         return Observation(request[REQUEST_ID], kind, self.visitors.hash(bucket), provider, question, bot=bot)
@@ -196,7 +195,7 @@ def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
 
 
-def told(request: web.Request, error: Exception, seen: Observation) -> ErrorEnvelope:
+def told(request: Request, error: Exception, seen: Observation) -> ErrorEnvelope:
     """The envelope of an error inside an answer that has begun; what is our fault goes to the log."""
     seen.error = error
     if isinstance(error, MogineError):

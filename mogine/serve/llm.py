@@ -16,16 +16,17 @@ from mogine.providers.compatible import OpenAIEncoder
 from mogine.providers.dashscope import DashScopeEncoder
 from mogine.providers.vendor import VendorProvider
 from mogine.serve import sse
-from mogine.serve.app import ReadyJson, json_response, read_json
+from mogine.serve.app import json_bytes, json_response, read_json
 from mogine.serve.desk import DESK, Desk, told
 from mogine.serve.dialects import Asked, Dialect, max_body_bytes, parse
 from mogine.serve.middlewares import error_body
 from mogine.serve.observe import Observation, recorded
+from mogine.serve.requests import Request
 
 log = logging.getLogger(__name__)
 
 
-async def llm(request: web.Request) -> web.StreamResponse:
+async def llm(request: Request) -> web.StreamResponse:
     """The handler."""
     desk = request.app[DESK]
     provider = desk.provider(request.match_info["provider"])
@@ -35,7 +36,7 @@ async def llm(request: web.Request) -> web.StreamResponse:
 
 
 async def relay(
-    request: web.Request, kind: Kind, providers: Sequence[Provider], asked: Asked
+    request: Request, kind: Kind, providers: Sequence[Provider], asked: Asked
 ) -> web.StreamResponse:
     """Give the answer of the first of `providers`, or of the next where one fails before its first word.
 
@@ -94,7 +95,7 @@ class _Turns:
                 self._failed(provider, error)
         raise self._error or UpstreamUnavailable("there is no provider to answer")
 
-    async def whole(self, request: web.Request) -> web.StreamResponse:
+    async def whole(self, request: Request) -> web.StreamResponse:
         """The answer in one piece."""
         for provider in self._providers:
             try:
@@ -185,9 +186,7 @@ class _Relay:
         return self._push(data)
 
 
-async def _whole(
-    request: web.Request, provider: Provider, asked: Asked, seen: Observation
-) -> web.StreamResponse:
+async def _whole(request: Request, provider: Provider, asked: Asked, seen: Observation) -> web.StreamResponse:
     events: list[ChatEvent] = []
     if asked.request.citations:
         events.append(Citations(asked.request.citations))
@@ -204,7 +203,7 @@ async def _whole(
     for event in events:
         seen.see(event)
     if provider.dialect == asked.dialect:
-        return ReadyJson.of(request, raw)
+        return json_bytes(request, raw)
     return json_response(_encoder(asked, seen).whole(events))
 
 
