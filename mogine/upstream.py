@@ -23,6 +23,7 @@ from mogine.errors import (
 )
 from mogine.http1 import Exchange, Failure, Fault, Pool, Take, Target, open_pool, target_of
 from mogine.http1 import Limits as Limits
+from mogine.values import value
 
 USER_AGENT = "Mogine-AI-Chatbot/1.0"
 MAX_LINE_BYTES = 512 * 1024
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Call:
     """One POST. `label` and `setting` are for messages: who is called, what setting holds the address."""
 
@@ -278,9 +279,7 @@ class FrameDecoder:
     def feed(self, block: bytes) -> list[Frame]:
         """The frames that `block` completes; raises UpstreamError when a part or all grows too large."""
         size = len(block)
-        self._received += size
-        if self._received > MAX_STREAM_BYTES:
-            raise AnswerTooLong("API proxy error: the upstream stream does not end")
+        self._count(size)
         buffer = self._buffer
         if (
             not buffer
@@ -321,6 +320,18 @@ class FrameDecoder:
         self._scan = len(buffer)
         self._check(len(buffer) - self._line, len(buffer))
         return frames
+
+    def skip(self, size: int) -> bool:
+        """Count whole frames of `size` bytes that need no decoding; False when one is cut just now."""
+        if self._buffer or self._first or size > MAX_LINE_BYTES:
+            return False
+        self._count(size)
+        return True
+
+    def _count(self, size: int) -> None:
+        self._received += size
+        if self._received > MAX_STREAM_BYTES:
+            raise AnswerTooLong("API proxy error: the upstream stream does not end")
 
     def _check(self, line_bytes: int, frame_bytes: int) -> None:
         if line_bytes > MAX_LINE_BYTES or frame_bytes > MAX_FRAME_BYTES:

@@ -81,7 +81,7 @@ async def chat(request: Request) -> web.StreamResponse:
                 stall_s=limits.reader_timeout_s,
             )
         else:
-            async with desk.within(place):
+            with desk.within(place):
                 response = await _whole(events, seen)
         if seen.finish is not None and seen.error is None and (text := seen.text):
             desk.add_turn(seen.session, bucket, question.text, text)

@@ -23,7 +23,7 @@ from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
-from mogine.serve.limits import Deadline, Limits, Place
+from mogine.serve.limits import Deadline, Deadlines, Limits, Place
 from mogine.serve.observe import Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
@@ -59,6 +59,7 @@ class Desk:
     vendor_sessions: VendorSessions
     shared: Remote | None
     buckets: Buckets
+    deadlines: Deadlines
 
     def provider(self, name: str) -> Provider:
         """The provider called `name`; NotFound for an unknown one, UpstreamUnavailable without a key."""
@@ -138,13 +139,7 @@ class Desk:
 
     def within(self, place: Place) -> Deadline:
         """The time that one answer may take."""
-        seconds = self.settings.proxy.answer_timeout_s
-        return place.within(
-            seconds,
-            UpstreamTimeout(
-                f"API proxy error: the answer took longer than {seconds:g} s (MOGINE_ANSWER_TIMEOUT)"
-            ),
-        )
+        return place.within(self.deadlines)
 
 
 DESK = web.AppKey("DESK", Desk)
@@ -184,8 +179,16 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             VendorSessions(),
             remote,
             Buckets(settings.access.trusted_proxies),
+            Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )
         yield
+
+
+def _took_too_long(settings: Settings) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"API proxy error: the answer took longer than {settings.proxy.answer_timeout_s:g} s"
+        " (MOGINE_ANSWER_TIMEOUT)"
+    )
 
 
 def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:

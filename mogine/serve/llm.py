@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mogine.analytics.records import Kind
 from mogine.answer import cite, find
-from mogine.chat import ChatEvent, ChatMessage, Chunk, Citations, Provider, Usage
+from mogine.chat import ChatEvent, ChatMessage, Chunk, Citations, Delta, Provider, Usage
 from mogine.errors import ErrorEnvelope, MogineError, RequestError, UpstreamError, UpstreamUnavailable
 from mogine.providers.compatible import OpenAIEncoder
 from mogine.providers.dashscope import DashScopeEncoder
@@ -61,7 +61,7 @@ async def relay(
                 stall_s=limits.reader_timeout_s,
             )
         else:
-            async with desk.within(place):
+            with desk.within(place):
                 response = await turns.whole(request)
         if seen.finish is not None and seen.finish.session_id:
             desk.note_vendor_session(seen.finish.session_id, bucket)
@@ -156,7 +156,7 @@ class _Relay:
         if encoder is not None and request.citations:
             await self._take_now(Chunk(events=(Citations(request.citations),)))
         if isinstance(self._provider, VendorProvider):
-            await self._provider.push(request, self._take)
+            await self._provider.push(request, self)
         else:
             async with aclosing(self._provider.stream(request)) as chunks:
                 async for chunk in chunks:
@@ -165,10 +165,20 @@ class _Relay:
             await wait
 
     async def _take_now(self, chunk: Chunk) -> None:
-        if (wait := self._take((chunk,))) is not None:
+        if (wait := self.take((chunk,))) is not None:
             await wait
 
-    def _take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
+    def take_text(self, raw: bytes, text: str) -> Awaitable[None] | None:
+        """See `mogine.providers.vendor.Taker`."""
+        self._seen.say(text)
+        self.begun = True
+        push = self._push
+        if push is None:
+            return None
+        return push(raw if self._encoder is None else self._encoder.chunk(Delta(text)))
+
+    def take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
+        """See `mogine.providers.vendor.Taker`."""
         frames: list[bytes] = []
         see = self._seen.see
         for chunk in chunks:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 import orjson
@@ -243,7 +243,7 @@ async def respond(
     request: Request,
     frames: AsyncGenerator[bytes, None] | Source,
     *,
-    within: AbstractAsyncContextManager[object],
+    within: AbstractContextManager[object],
     last_words: Callable[[Exception], bytes],
     ping_s: float,
     stall_s: float,
@@ -259,7 +259,7 @@ async def respond(
     stream: EventStream = kind(request, ping_s=ping_s, stall_s=stall_s)  # type: ignore[arg-type]
     try:
         try:
-            async with within:
+            with within:
                 if isinstance(frames, AsyncGenerator):
                     async with aclosing(frames):
                         async for frame in frames:
