@@ -1,6 +1,7 @@
 """HTTP/1.1 as a client speaks it: pooled connections that push an answer's bytes the moment they arrive."""
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -21,6 +22,7 @@ KEEP_ALIVE_S = 15.0
 DNS_TTL_S = 60.0
 MAX_DNS_NAMES = 64
 SWITCHING_PROTOCOLS = 101
+NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Fault(Enum):
     CUT = "the connection broke within the answer"
     IDLE_TIMEOUT = "it fell silent within the answer"
     ANSWER_TIMEOUT = "the answer did not end in time"
+    NO_ROOM = "this machine has no descriptor or memory left for a connection"
 
 
 class Failure(Exception):
@@ -561,6 +564,7 @@ class Pool:
         self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
         self._all: set[Connection] = set()
         self._names: dict[tuple[str, int], tuple[float, list[tuple[int, str]]]] = {}
+        self._lookups: dict[tuple[str, int], asyncio.Task[list[tuple[int, str]]]] = {}
 
     async def send(self, target: Target, request: bytes, limits: Limits) -> Exchange:
         """The exchange for `request`, its head already there. Raises Failure.
@@ -598,6 +602,8 @@ class Pool:
 
     async def close(self) -> None:
         """End all connections."""
+        for lookup in tuple(self._lookups.values()):
+            lookup.cancel()
         for connection in tuple(self._all):
             connection.drop()
         # The transports close their sockets in the loop's next turns.
@@ -638,6 +644,8 @@ class Pool:
                 logger.info("TLS with %s failed: %s", target.host, error.reason)
                 raise Failure(Fault.TLS) from None
             except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise Failure(Fault.NO_ROOM) from None
                 logger.info("no connection to %s: %s", target.host, type(error).__name__)
                 continue
             _read_ahead_little(transport)
@@ -647,14 +655,26 @@ class Pool:
         raise Failure(Fault.CONNECT)
 
     async def _addresses(self, host: str, port: int) -> list[tuple[int, str]]:
-        now = self._loop.time()
         until, known = self._names.get((host, port), (0.0, []))
-        if now < until:
+        if self._loop.time() < until:
             return known
+        # One lookup for all who wait: each holds a thread, also when nobody waits for it any more.
+        lookup = self._lookups.get((host, port))
+        if lookup is None:
+            lookup = self._lookups[host, port] = self._loop.create_task(self._look_up(host, port))
+            lookup.add_done_callback(lambda _: self._lookups.pop((host, port), None))
+        addresses = await asyncio.shield(lookup)
+        if not addresses:
+            raise Failure(Fault.NAME)
+        return addresses
+
+    async def _look_up(self, host: str, port: int) -> list[tuple[int, str]]:
+        """The addresses of a name; none when it has none."""
+        now = self._loop.time()
         try:
             found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise Failure(Fault.NAME) from None
+            return []
         addresses = [(int(family), str(address[0])) for family, _, _, _, address in found]
         if len(self._names) >= MAX_DNS_NAMES:
             self._names.clear()

@@ -14,6 +14,7 @@ from mogine.errors import (
     AnswerTooLong,
     MogineError,
     SettingsError,
+    Unavailable,
     UpstreamBadResponse,
     UpstreamBusy,
     UpstreamCut,
@@ -23,6 +24,7 @@ from mogine.errors import (
 )
 from mogine.http1 import Exchange, Failure, Fault, Pool, Take, Target, open_pool, target_of
 from mogine.http1 import Limits as Limits
+from mogine.values import value
 
 USER_AGENT = "Mogine-AI-Chatbot/1.0"
 MAX_LINE_BYTES = 512 * 1024
@@ -38,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Call:
     """One POST. `label` and `setting` are for messages: who is called, what setting holds the address."""
 
@@ -134,8 +136,10 @@ class Answer:
             logger.debug("connection given up after the answer: %s", type(error).__name__)
 
 
-def _error(fault: Fault, call: Call, limits: Limits) -> UpstreamError:
+def _error(fault: Fault, call: Call, limits: Limits) -> MogineError:
     """A failure in our words."""
+    if fault is Fault.NO_ROOM:
+        return Unavailable("this server has too many connections open; ask again in a moment")
     label, setting = call.label, call.setting
     late = {
         Fault.FIRST_BYTE_TIMEOUT: f"sent nothing for {limits.first_byte_s:g} s (MOGINE_FIRST_BYTE_TIMEOUT)",
@@ -282,9 +286,7 @@ class FrameDecoder:
     def feed(self, block: bytes) -> list[Frame]:
         """The frames that `block` completes; raises UpstreamError when a part or all grows too large."""
         size = len(block)
-        self._received += size
-        if self._received > MAX_STREAM_BYTES:
-            raise AnswerTooLong("API proxy error: the upstream stream does not end")
+        self._count(size)
         buffer = self._buffer
         if (
             not buffer
@@ -324,16 +326,31 @@ class FrameDecoder:
             self._begin = 0
         self._scan = len(buffer)
         self._check(len(buffer) - self._line, len(buffer))
-        self._empty = 0 if any(frame.data for frame in frames) else self._empty + size
-        if self._empty > MAX_EMPTY_BYTES:
-            raise UpstreamBadResponse("API proxy error: the upstream stream says nothing, at great length")
+        self._check_empty(frames, size)
         return frames
+
+    def skip(self, size: int) -> bool:
+        """Count whole frames of `size` bytes that need no decoding; False when one is cut just now."""
+        if self._buffer or self._first or size > MAX_LINE_BYTES:
+            return False
+        self._count(size)
+        return True
+
+    def _count(self, size: int) -> None:
+        self._received += size
+        if self._received > MAX_STREAM_BYTES:
+            raise AnswerTooLong("API proxy error: the upstream stream does not end")
 
     def _check(self, line_bytes: int, frame_bytes: int) -> None:
         if line_bytes > MAX_LINE_BYTES or frame_bytes > MAX_FRAME_BYTES:
             raise UpstreamBadResponse(
                 "API proxy error: the upstream stream holds a line or frame that is too long"
             )
+
+    def _check_empty(self, frames: list[Frame], size: int) -> None:
+        self._empty = 0 if any(frame.data for frame in frames) else self._empty + size
+        if self._empty > MAX_EMPTY_BYTES:
+            raise UpstreamBadResponse("API proxy error: the upstream stream says nothing, at great length")
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")

@@ -79,6 +79,11 @@ class Child:
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
+    @property
+    def command_line(self) -> str:
+        """What any user of the machine can see of it."""
+        return Path(f"/proc/{self.process.pid}/cmdline").read_text()
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -3,13 +3,13 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from mogine.chat import ChatMessage, ChatRequest, ImagePart, Provider
 from mogine.errors import Forbidden, RequestError
 from mogine.serve.traces import trace_of
 from mogine.settings import ProxySettings
+from mogine.values import value
 
 MAX_MESSAGES = 40
 MAX_STOPS = 4
@@ -24,7 +24,7 @@ IMAGE_SIGNATURES = {
 Dialect = Literal["openai", "dashscope"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Asked:
     """What a visitor wants, and in which dialect the answer has to be."""
 

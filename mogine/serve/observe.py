@@ -59,16 +59,20 @@ class Observation:
         """From here on `provider` is asked, and what it reads and says may cost money."""
         self.request, self.provider, self.model = request, provider, request.model
 
+    def say(self, text: str) -> None:
+        """A piece of the answer passes."""
+        texts = self._texts
+        texts.append(text)
+        if len(texts) >= MAX_PIECES:
+            self._texts = ["".join(texts)]
+        if self.first_token_ms is None:
+            self.first_token_ms = self._elapsed_ms()
+
     def see(self, event: AnswerEvent) -> None:
         """Look at one event as it passes."""
         kind = type(event)
         if kind is Delta:
-            texts = self._texts
-            texts.append(event.text)  # type: ignore[union-attr]
-            if len(texts) >= MAX_PIECES:
-                self._texts = ["".join(texts)]
-            if self.first_token_ms is None:
-                self.first_token_ms = self._elapsed_ms()
+            self.say(event.text)  # type: ignore[union-attr]
         elif kind is Reasoning:
             self._reasoning_tokens += estimate_tokens(event.text)  # type: ignore[union-attr]
             if self.first_token_ms is None:

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field, replace
 from aiohttp import web
 
 from mogine.errors import SettingsError, Unavailable
-from mogine.serve.keys import STATE
+from mogine.serve.app import SHORT_ROUTES
+from mogine.serve.dialects import max_body_bytes
+from mogine.serve.keys import SETTINGS, STATE
+from mogine.serve.lane import Lanes
 from mogine.serve.shared import SHARED, Remote
 from mogine.settings import Settings
 
@@ -230,9 +233,23 @@ async def _open(
     )
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
+    protocol: Callable[[], asyncio.Protocol] | None = runner.server
+    if protocol is None:
+        raise RuntimeError("a server that is set up takes connections")
+    if app[SHORT_ROUTES]:
+        lanes = Lanes(
+            app,
+            protocol,
+            max_body_bytes=max_body_bytes(app[SETTINGS].proxy),
+            keep_alive_s=KEEP_ALIVE_S,
+        )
+        stack.push_async_callback(lanes.shutdown, CLEANUP_S)
+        protocol = lanes
+    loop = asyncio.get_running_loop()
     for each in sockets:
         try:
-            await web.SockSite(runner, each, backlog=BACKLOG).start()
+            listener = await loop.create_server(protocol, sock=each, backlog=BACKLOG)
+            stack.callback(listener.close)
         except OSError as error:  # two runs may bind one port as long as neither listens
             host, port, *_ = each.getsockname()
             raise _no_port(error, host, port, server.port_setting) from error

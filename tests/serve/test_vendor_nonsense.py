@@ -51,7 +51,7 @@ BREAKS: dict[str, list[Step]] = {
 
 
 def fake_of(kind: str, *steps: Any) -> Fake:
-    return {"doubao": DoubaoFake, "dashscope": DashScopeFake}[kind](*steps)
+    return DoubaoFake(*steps) if kind == "doubao" else DashScopeFake(*steps)
 
 
 def settings_of(fake: Fake, **more: str) -> dict[str, str]:
