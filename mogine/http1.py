@@ -136,6 +136,10 @@ class Exchange:
         value = self._headers.get(name.lower().encode("ascii"))
         return "" if value is None else value.decode("latin-1").strip()
 
+    def has(self, name: bytes) -> bool:
+        """Whether there is a header of this name, which is in lower case."""
+        return name in self._headers
+
     async def head(self) -> None:
         """Wait for the answer's head. Raises Failure."""
         while not self.status:

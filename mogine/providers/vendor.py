@@ -257,7 +257,7 @@ class VendorProvider:
     async def _expect_answer(self, answer: Answer, turn: Turn) -> None:
         if answer.status != 200:
             raise Refused(parse_refusal(await answer.read_some(MAX_ERROR_BYTES), answer.status))
-        if _media_type(answer) == "text/html":
+        if _is_web_page(answer):
             raise UpstreamBadResponse(
                 f"API proxy error: {self._vendor.label} answered with a web page; check"
                 f" {self._vendor.url_setting}",
@@ -431,8 +431,8 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _media_type(answer: Answer) -> str:
-    return answer.header("Content-Type").partition(";")[0].strip().lower()
+def _is_web_page(answer: Answer) -> bool:
+    return answer.header("Content-Type").strip()[:9].lower() == "text/html"
 
 
 # --- reading what vendors send ----------------------------------------------------------------------

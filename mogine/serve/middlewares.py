@@ -122,9 +122,15 @@ class Frame:
         finally:
             duration_ms = (time.perf_counter() - started) * 1000
             self._meters.request(request.method, route, status)
-            trace = trace_id(trace_of(request.headers))
+            trace = trace_of(request.headers)
             self._lines.note(
-                request.method, request.path, status, duration_ms, request_id, reason or request[NOTE], trace
+                request.method,
+                request.path,
+                status,
+                duration_ms,
+                request_id,
+                reason or request[NOTE],
+                trace_id(trace) if trace else "",
             )
 
     def _admit(self, request: Request, level: Access | None) -> web.Response | None:
