@@ -200,6 +200,7 @@ def test_many_lines_of_one_frame_are_one_text() -> None:
 
 
 async def test_only_headers_that_mogine_makes_are_sent(client: Client) -> None:
+    """P17."""
     async with DoubaoFake() as fake, client.post(chat(fake.base_url)) as answer:
         assert (answer.status, answer.header("content-type")[:17]) == (200, "text/event-stream")
         await drain(answer)

@@ -23,6 +23,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_cell_can_begin_a_formula(text: str) -> None:
+    """B15, P31."""
     assert cell(text).startswith("'")
 
 

@@ -185,6 +185,7 @@ async def test_a_refusal_without_a_body_is_understood_by_its_status(status: int,
     ids=["429", "500", "503", "429 in the stream", "500 in the stream", "cut before the head"],
 )
 async def test_what_heals_is_not_seen_by_the_visitor(first: Playable, ark: Ask) -> None:
+    """P4."""
     async with DoubaoFake(first, script(say("好"), usage(3, 1))) as fake:
         outcome = await ask(ark(fake))
     assert (outcome.error, outcome.text, len(fake.requests)) == (None, "好", 2)
@@ -206,6 +207,7 @@ async def test_after_the_first_word_nothing_is_tried_again(ark: Ask) -> None:
 
 @pytest.mark.parametrize("code", sorted(NEVER_HEALS))
 async def test_quotas_and_bills_are_not_tried_again(code: str, ark: Ask) -> None:
+    """P4."""
     async with DoubaoFake(refuse(429, code)) as fake:
         outcome = await ask(ark(fake))
     assert isinstance(outcome.error, UpstreamBusy) and "console" in outcome.error.message

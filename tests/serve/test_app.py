@@ -90,6 +90,7 @@ async def test_every_response_bears_an_id_of_its_own_and_may_not_be_sniffed(
 
 @pytest.mark.parametrize("server", SERVERS)
 async def test_names_that_are_not_ours_are_refused(all_three: Served, server: str) -> None:
+    """P23, B24."""
     for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8741"):
         reply = await all_three.ask("GET", "/healthz", server=server, headers={"Host": host})
         assert_envelope(reply, 403, "host_not_allowed")
@@ -231,6 +232,7 @@ async def test_only_uncompressed_json_is_taken(proxy: Served, doubao: DoubaoFake
 async def test_a_body_too_large_is_refused_announced_or_not(
     proxy: Served, doubao: DoubaoFake, path: str
 ) -> None:
+    """P13, B3."""
     large = b'{"question": "' + b"x" * 300_000 + b'"}'
     assert_envelope(await proxy.ask("POST", path, data=large, headers=JSON), 413, "payload_too_large")
 
@@ -277,6 +279,7 @@ async def test_pages_of_other_sites_spend_nothing(proxy: Served, doubao: DoubaoF
 
 @pytest.mark.parametrize("path", [LLM, "/api/chat"])
 async def test_allowed_pages_can_read_answers_and_errors(proxy: Served, path: str) -> None:
+    """P22, B5."""
     origin = {"Origin": "https://example.com"}
     replies: list[Reply] = [
         await proxy.post(path, {**question(stream=True), "question": "x"}, headers=origin),

@@ -257,6 +257,7 @@ async def test_the_ladder_goes_down_step_by_step(serve: Start) -> None:
 
 
 async def test_a_restart_does_not_fill_the_purse(serve: Start) -> None:
+    """P11."""
     async with DoubaoFake(ONE_CNY) as fake:
         env = environ(fake, MOGINE_MONTHLY_BUDGET_CNY="1")
         first = await serve(env=env)

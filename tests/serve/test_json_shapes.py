@@ -187,3 +187,26 @@ async def test_every_route_of_the_owner_asks_for_the_token(served: Served) -> No
         headers = {"Authorization": f"Bearer {word}"}
         reply = await served.ask("GET", "/api/analytics/queries", server="analytics", headers=headers)
         assert reply.status in (401, 429), word
+
+
+async def test_a_search_of_wildcards_is_text_and_a_long_one_is_refused(served: Served) -> None:
+    """B10."""
+    for text in ("100% sicher", "abc"):
+        assert (
+            await served.post("/api/llm/doubao", {"messages": [{"role": "user", "content": text}]})
+        ).status == 200
+    await served.rows()
+    for wild in ("%_%_%_%_%_%", "_", "%", "*", '"', "a*", "abc%"):
+        reply = await served.ask(
+            "GET", "/api/analytics/queries", server="analytics", params={"q": wild}, headers=HEADERS
+        )
+        assert reply.status in (200, 400), reply.body
+        found = [row["question"] for row in reply.json["queries"]] if reply.status == 200 else []
+        assert all(wild.strip("%*_").lower() in question for question in found) and len(found) <= 1, (
+            wild,
+            found,
+        )
+    reply = await served.ask(
+        "GET", "/api/analytics/queries", server="analytics", params={"q": "%_" * 51}, headers=HEADERS
+    )
+    assert_envelope(reply, 400, "bad_filter", "q")

@@ -168,6 +168,7 @@ async def test_too_large_bodies_are_refused_announced_or_not(home: Path, words: 
 async def test_broken_bodies_are_the_senders_fault(
     words: Settings, kind: str, body: bytes, status: int
 ) -> None:
+    """B20, P41."""
     async with serving(words) as client:
         response = await client.post("/api/documents", content=body, headers={**ADMIN, "Content-Type": kind})
         assert response.status_code == status, response.text

@@ -110,6 +110,7 @@ async def test_one_json_is_given_to_who_asks_for_it(
 async def test_passages_go_to_the_model_as_quoted_data_after_the_servers_prompt(
     serve: Start, home: Path, doubao: DoubaoFake
 ) -> None:
+    """P38, B28."""
     (home / "site.toml").write_text(
         '[company]\nname = "松涧"\nphone = "400"\n'
         '[assistant]\nsystem_prompt = "你是小涧。"\nhandoff_text = "请致电 400"\n'
@@ -258,6 +259,7 @@ async def test_a_conversation_remembers_its_last_turns(serve: Start, doubao: Dou
 
 
 async def test_anothers_session_is_a_new_one_without_a_word_of_it(serve: Start, doubao: DoubaoFake) -> None:
+    """B11."""
     served = await serve(env=doubao.environ)
     mine, yours = {"X-Forwarded-For": "203.0.113.1"}, {"X-Forwarded-For": "203.0.113.2"}
     first = await served.post(CHAT, {"question": "我的秘密"}, headers=mine)
@@ -310,6 +312,7 @@ async def test_a_wrong_question_names_the_field_and_costs_nothing(
 
 
 async def test_a_visitor_chooses_the_words_and_nothing_else(serve: Start, doubao: DoubaoFake) -> None:
+    """P15, P16, B28."""
     served = await serve(env=doubao.environ)
     body = {
         "question": "x",
@@ -384,6 +387,7 @@ async def test_files_are_sent_again_only_when_they_changed(serve: Start) -> None
     ],
 )
 async def test_only_files_known_by_name_are_served(serve: Start, path: str) -> None:
+    """B19."""
     served = await serve()
     assert_envelope(await served.ask("GET", path), 404, "not_found")
 

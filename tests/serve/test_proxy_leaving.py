@@ -95,6 +95,7 @@ WAYS: dict[str, tuple[Script, dict[str, Any], bytes]] = {
 async def test_a_visitor_who_leaves_ends_the_upstream_call_within_a_second(
     serve: Start, doubao: DoubaoFake, way: str, reset: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """P5, F11, B22."""
     steps, fields, mark = WAYS[way]
     doubao.play(steps)
     served = await serve(env=doubao.environ)
@@ -177,6 +178,7 @@ async def test_a_visitor_who_leaves_within_the_request_costs_nothing(
 async def test_a_visitor_who_stops_reading_holds_the_vendor_back_and_is_disconnected(
     serve: Start, doubao: DoubaoFake
 ) -> None:
+    """P6, F12."""
     doubao.play(script(endless("a")))
     served = await serve(env={**doubao.environ, "MOGINE_READER_TIMEOUT": "0.4"})
     visitor = await Visitor.asking(served, LLM, question(stream=True), receive_buffer=4096)
@@ -190,6 +192,7 @@ async def test_a_visitor_who_stops_reading_holds_the_vendor_back_and_is_disconne
 async def test_silence_is_bridged_by_comments_before_and_within_an_answer(
     serve: Start, doubao: DoubaoFake
 ) -> None:
+    """P3."""
     doubao.play(script(head(), pause(0.3), say("一"), pause(0.3), say("二")))
     served = await serve(env={**doubao.environ, "MOGINE_PING_INTERVAL": "0.05"})
     for path, body in ((LLM, question(stream=True)), ("/api/chat", {"question": "x"})):
@@ -223,6 +226,7 @@ async def test_pieces_go_out_as_they_come(serve: Start, doubao: DoubaoFake) -> N
 
 
 async def test_a_visitor_may_have_so_many_answers_open_and_no_more(serve: Start, doubao: DoubaoFake) -> None:
+    """P9, B3."""
     doubao.play(script(say("一"), hang()))
     served = await serve(env={**doubao.environ, "MOGINE_MAX_STREAMS_PER_VISITOR": "2"})
     first = await Visitor.asking(served, LLM, question(stream=True), headers=FROM_A)
@@ -240,6 +244,7 @@ async def test_a_visitor_may_have_so_many_answers_open_and_no_more(serve: Start,
 
 
 async def test_all_visitors_together_may_have_so_many_answers_open(serve: Start, doubao: DoubaoFake) -> None:
+    """P10."""
     doubao.play(script(say("一"), hang()))
     served = await serve(env={**doubao.environ, "MOGINE_MAX_STREAMS": "1"})
     visitor = await Visitor.asking(served, LLM, question(stream=True), headers=FROM_A)
@@ -254,6 +259,7 @@ async def test_all_visitors_together_may_have_so_many_answers_open(serve: Start,
 async def test_questions_are_counted_by_the_address_that_the_proxy_in_front_saw(
     serve: Start, doubao: DoubaoFake
 ) -> None:
+    """P12, B4."""
     served = await serve(env={**doubao.environ, "MOGINE_RATE_LIMIT": "2/minute"})
 
     async def ask(**headers: str) -> int:
@@ -279,6 +285,7 @@ async def test_questions_are_counted_by_the_address_that_the_proxy_in_front_saw(
 async def test_too_many_questions_are_told_when_to_come_back_and_recorded_once(
     serve: Start, doubao: DoubaoFake
 ) -> None:
+    """P8."""
     served = await serve(env={**doubao.environ, "MOGINE_RATE_LIMIT": "1/minute"})
     assert (await served.post(LLM, question())).status == 200
     for _ in range(3):
@@ -315,6 +322,7 @@ async def test_the_whole_site_has_a_rate_too(serve: Start, doubao: DoubaoFake) -
 async def test_every_way_out_gives_the_place_back(
     serve: Start, doubao: DoubaoFake, steps: Any, body: Any
 ) -> None:
+    """P9."""
     doubao.play(steps)
     served = await serve(env={**doubao.environ, "MOGINE_MAX_STREAMS_PER_VISITOR": "1"})
     for path, asked in ((LLM, body), ("/api/chat", {"question": "x"})):
@@ -326,6 +334,7 @@ async def test_every_way_out_gives_the_place_back(
 
 
 async def test_a_stopping_server_refuses_new_questions_and_says_so(serve: Start, doubao: DoubaoFake) -> None:
+    """P39."""
     served = await serve(env=doubao.environ)
     served.running.drain()
     assert (await served.ask("GET", "/healthz")).json == {"status": "draining"}
@@ -339,6 +348,7 @@ async def test_a_stopping_server_refuses_new_questions_and_says_so(serve: Start,
 async def test_answers_that_run_too_long_into_a_stop_end_with_an_error(
     serve: Start, doubao: DoubaoFake, stream: bool
 ) -> None:
+    """P39."""
     doubao.play(script(say("一"), hang()))
     served = await serve(env=doubao.environ)
     visitor = await Visitor.asking(served, LLM, question(stream=stream))

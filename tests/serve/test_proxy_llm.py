@@ -47,6 +47,7 @@ async def proxy(serve: Start, doubao: DoubaoFake) -> Served:
 
 
 async def test_only_words_and_harmless_knobs_go_upstream(proxy: Served, doubao: DoubaoFake) -> None:
+    """P15, P17, B1."""
     body = question(
         "你好",
         temperature=0.5,
@@ -90,6 +91,7 @@ async def test_only_words_and_harmless_knobs_go_upstream(proxy: Served, doubao: 
 
 @pytest.mark.parametrize(("asked", "sent"), [(10, 10), (10**9, 2048), (None, 2048), (2048.0, 2048)])
 async def test_max_tokens_is_clamped(proxy: Served, doubao: DoubaoFake, asked: Any, sent: int) -> None:
+    """P15, B3."""
     for name in ("max_tokens", "max_completion_tokens"):
         assert (await proxy.post(LLM, question(**{name: asked}))).status == 200
     assert [request.json["max_tokens"] for request in doubao.requests] == [sent, sent]
@@ -115,6 +117,7 @@ async def test_a_visitor_may_name_only_models_that_the_owner_allows(serve: Start
 
 
 async def test_the_owners_prompt_goes_first_and_never_comes_back(serve: Start, doubao: DoubaoFake) -> None:
+    """P16, B28."""
     served = await serve(env=doubao.environ)
     site = served.settings.home / "site.toml"
     site.write_text('[assistant]\nllm_system_prompt = "Speak of ships only."\n')
@@ -190,6 +193,7 @@ async def test_a_wrong_body_names_the_field_and_costs_nothing(
 
 
 async def test_a_question_may_be_so_long_and_no_longer(proxy: Served, doubao: DoubaoFake) -> None:
+    """P13."""
     assert (await proxy.post(LLM, question("字" * 8000))).status == 200
     reply = await proxy.post(LLM, question("字" * 8001))
     assert "8000" in assert_envelope(reply, 400, "question_too_long", "messages[0].content")
@@ -330,6 +334,7 @@ async def test_native_pieces_are_pieces_when_asked_for(serve: Start) -> None:
 
 
 async def test_nothing_dear_or_dangerous_goes_into_a_native_request(serve: Start) -> None:
+    """P15."""
     async with DashScopeFake() as fake:
         served = await serve(env=fake.environ)
         body = {
@@ -356,6 +361,7 @@ async def test_nothing_dear_or_dangerous_goes_into_a_native_request(serve: Start
 
 
 async def test_a_vendors_session_goes_on_for_its_visitor_and_for_nobody_else(serve: Start) -> None:
+    """B11."""
     async with DashScopeFake() as fake:
         served = await serve(env=fake.environ)
 

@@ -64,6 +64,7 @@ async def test_each_server_works_alone(spawn: Spawn, which: str) -> None:
 async def test_running_answers_may_finish_and_new_ones_are_refused(
     spawn: Spawn, home: Path, doubao: DoubaoFake
 ) -> None:
+    """F15, P39."""
     doubao.play(script(say("一"), pause(0.8), say("二")))
     child = await spawn("proxy", doubao.environ)
     visitor = await Visitor.asking(child, LLM, question(stream=True))
@@ -100,6 +101,7 @@ async def test_answers_that_outlast_the_grace_end_with_an_error(
 
 
 async def test_a_second_signal_does_not_wait(spawn: Spawn, home: Path, doubao: DoubaoFake) -> None:
+    """F15, P39."""
     doubao.play(script(say("一"), hang()))
     child = await spawn("proxy", {**doubao.environ, "MOGINE_SHUTDOWN_GRACE": "300"})
     visitor = await Visitor.asking(child, LLM, question(stream=True))
@@ -133,6 +135,7 @@ async def test_a_visitor_who_leaves_ends_a_call_over_tls(spawn: Spawn, home: Pat
 async def test_the_log_has_a_line_for_each_request_and_no_key_question_or_address(
     spawn: Spawn, doubao: DoubaoFake, log_format: str
 ) -> None:
+    """P18, P32, B23, B30."""
     doubao.play(script(say("好")))
     child = await spawn("proxy", {**doubao.environ, "MOGINE_LOG_FORMAT": log_format})
     headers = {"X-Forwarded-For": "203.0.113.77", "Authorization": f"Bearer {KEY}"}
@@ -156,6 +159,7 @@ async def test_the_log_has_a_line_for_each_request_and_no_key_question_or_addres
 def test_a_port_in_use_is_named_with_its_setting_and_nothing_is_left_running(
     mogine: Run, home: Path, server: str
 ) -> None:
+    """F25, P40."""
     setting = f"MOGINE_{server.upper()}_PORT"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -215,6 +219,15 @@ async def test_the_banner_tells_where_what_and_what_to_beware_of(spawn: Spawn, h
     assert (home / ".env").stat().st_mode & 0o777 == 0o600
     assert "MOGINE_ALLOWED_ORIGINS=*" in text
     assert KEY not in text
+
+
+async def test_servers_listen_to_this_machine_alone_unless_told_and_warned(spawn: Spawn) -> None:
+    """P24."""
+    child = await spawn("all")
+    assert all(child.url(title).startswith("http://127.0.0.1:") for title in ("proxy", "analytics"))
+    assert "lets other machines in" not in child.stderr
+    wide = await spawn("analytics", {"MOGINE_HOST": "0.0.0.0"})
+    assert "MOGINE_HOST=0.0.0.0 lets other machines in" in wide.stderr
 
 
 # --- the runner's steps --------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tests.upstreams.dashscope import DashScopeFake
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.openai_like import OpenAIFake
 from tests.upstreams.raw import closed_port
-from tests.upstreams.script import cut, pause, refuse, say, script, think, usage
+from tests.upstreams.script import cut, hang, pause, refuse, say, script, think, usage
 from tests.upstreams.server import Fake
 
 PLAY = script(think("想"), say("你", "好"), usage(31, 58, 37))
@@ -96,6 +96,61 @@ async def test_without_any_key_extract_answers(serve: Start) -> None:
         answer = await client.chat.completions.create(model="auto", messages=ASK)
     assert answer.choices[0].message.content
     assert (await served.row_with("ok")).provider == "extract"
+
+
+async def test_extract_streams_like_any_other(serve: Start) -> None:
+    served = await serve()
+    async with client_of(served) as client:
+        stream = await client.chat.completions.create(
+            model="extract", messages=ASK, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert (await served.row_with("ok")).provider == "extract"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("name", FAKES)
+async def test_refusals_and_stalls_of_every_vendor_are_errors_of_the_client(
+    name: str, stream: bool, serve: Start
+) -> None:
+    async with FAKES[name](refuse(401)) as fake:
+        served = await serve(env={**environ(fake), "MOGINE_FIRST_BYTE_TIMEOUT": "0.2"})
+        async with client_of(served) as client:
+            for play, status in ((refuse(401), 502), (refuse(400), 400), (hang(), 504)):
+                fake.play(play)
+                with pytest.raises(openai.APIStatusError) as refused:
+                    await client.chat.completions.create(model=name, messages=ASK, stream=stream)
+                error = refused.value
+                assert error.status_code == status
+                assert error.request_id == error.response.headers["x-request-id"]
+                assert error.code == str(status), "the client reads our envelope"
+
+
+@pytest.mark.parametrize("name", FAKES)
+async def test_a_stall_within_an_answer_of_any_vendor_raises_in_the_client(name: str, serve: Start) -> None:
+    async with FAKES[name](script(say("一"), hang())) as fake:
+        served = await serve(env={**environ(fake), "MOGINE_IDLE_TIMEOUT": "0.2"})
+        async with client_of(served) as client:
+            stream = await client.chat.completions.create(model=name, messages=ASK, stream=True)
+            pieces = []
+            with pytest.raises(openai.APIError, match="fell silent"):
+                async for chunk in stream:
+                    pieces.append(chunk.choices[0].delta.content)
+    assert "一" in pieces
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("name", FAKES)
+async def test_the_clients_own_timeout_ends_any_vendors_work(name: str, stream: bool, serve: Start) -> None:
+    async with FAKES[name](script(hang())) as fake:
+        served = await serve(env=environ(fake))
+        async with client_of(served, timeout=0.3) as client:
+            with pytest.raises(openai.APITimeoutError):
+                await client.chat.completions.create(model=name, messages=ASK, stream=stream)
+        await fake.wait_disconnect()
+    assert (await served.row_with("aborted")).error_type == "client_left"
 
 
 async def test_models_are_what_may_be_asked_for(serve: Start) -> None:
@@ -334,6 +389,7 @@ async def test_a_picture_reaches_the_vendor_as_it_was_sent(data: bytes, kind: st
     ],
 )
 async def test_other_pictures_are_refused(body: Any, status: int, reason: str, serve: Start) -> None:
+    """B12."""
     async with DoubaoFake(PLAY) as fake:
         served = await serve(env={**environ(fake), **PICTURES, "MOGINE_MAX_IMAGE_BYTES": "1MiB"})
         for path in ("/v1/chat/completions", "/api/llm/doubao"):

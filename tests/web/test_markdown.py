@@ -135,6 +135,7 @@ async def test_markdown_is_shown(browser: Browser, server: PageServer) -> None:
 
 
 async def test_hostile_markdown_is_harmless(browser: Browser, server: PageServer) -> None:
+    """B14, P30."""
     await assert_rendered(browser, server, HOSTILE, partial=False)
     await assert_rendered(browser, server, HOSTILE, partial=True)
 

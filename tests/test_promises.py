@@ -1,0 +1,38 @@
+"""Every promise to visitors and owners of the proxy, every fault and every abuse has a test that names it.
+
+The numbers are those of the team's list of promises (P), faults (F) and abuses (B); a test says in the first
+line of its docstring, before any other word, which of them it shows.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROWS = (
+    *(f"P{number}" for number in (*range(1, 25), *range(39, 44))),
+    *(f"F{number}" for number in (*range(1, 16), *range(21, 27), 28)),
+    *(f"B{number}" for number in (*range(1, 13), *range(14, 25), 28, 29, 30, 32)),
+)
+
+
+def named() -> dict[str, list[str]]:
+    """The tests that name each row."""
+    found: dict[str, list[str]] = {}
+    for path in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                first = re.match(r"(?:[PFBV]\d+(?:, )?)+", ast.get_docstring(node) or "")
+                for row in re.findall(r"[PFBV]\d+", first[0] if first else ""):
+                    found.setdefault(row, []).append(f"{path.name}::{node.name}")
+    return found
+
+
+FOUND = named()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_has_a_test(row: str) -> None:
+    assert FOUND.get(row)
