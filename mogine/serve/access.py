@@ -79,9 +79,16 @@ class Gate:
     """Decides for each request whether it may come in; one per server."""
 
     def __init__(
-        self, settings: Settings, token: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        token: str | Callable[[], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        admits: Callable[[web.Request], bool] = lambda request: False,
     ) -> None:
-        self._token = token.encode()
+        """`token` may change while it runs; `admits` knows the owner by something else than a token."""
+        self._token: Callable[[], str] = token if callable(token) else lambda: str(token)
+        self._admits = admits
         self._clock = clock
         self._trusted = settings.access.trusted_proxies
         self._origins = frozenset(settings.access.allowed_origins)
@@ -120,7 +127,15 @@ class Gate:
         """Exact match against the list, or the page came from this very server."""
         if origin in self._origins or "*" in self._origins:
             return True
-        parts = urlsplit(origin)
+        return self.is_own(origin, request)
+
+    @staticmethod
+    def is_own(origin: str, request: web.Request) -> bool:
+        """Whether the page came from this very server."""
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False  # brackets that hold no address
         own = request.headers.get(hdrs.HOST, "")
         return parts.scheme in ("http", "https") and bool(parts.netloc) and _same_host(parts, own)
 
@@ -133,7 +148,8 @@ class Gate:
             self.check_admin(request)
 
     def check_admin(self, request: web.Request) -> None:
-        """Asks for `Authorization: Bearer TOKEN`; ten wrong ones a minute close the door for an address."""
+        """Asks for `Authorization: Bearer TOKEN`, or the cookie that a link of `mogine admin link` gave;
+        ten wrong tokens a minute close the door for an address."""
         address = client_address(request, self._trusted)
         now = self._clock()
         recent = [t for t in self._failures.get(address, ()) if now - t < 60]
@@ -145,8 +161,10 @@ class Gate:
         values = request.headers.getall(hdrs.AUTHORIZATION, ())
         scheme, _, given = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         if scheme.lower() == "bearer" and hmac.compare_digest(
-            given.strip().encode("utf-8", "surrogateescape"), self._token
+            given.strip().encode("utf-8", "surrogateescape"), self._token().encode()
         ):
+            return
+        if not values and self._admits(request):
             return
         if values:
             self._failures[address] = [*recent, now]
