@@ -14,7 +14,7 @@ from mogine.kb.manifest import Generation, check_files
 from mogine.kb.passages import MAX_QUERY_CHARS
 
 TERM_DIMENSIONS = 1024
-TERMS_ALIKE = 0.5
+TERMS_ALIKE = 0.4
 
 # Pairs that ask for the same thing, all for different ones: how near a model puts the first kind, and how far
 # the second, tells where it draws the line.
