@@ -13,15 +13,18 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.analytics.export import FORMATS, MEDIA_TYPES, render_records, to_dict
+from mogine.analytics.export import FORMATS, MEDIA_TYPES, to_dict
+from mogine.analytics.lines import Piece, render_rows
 from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSES, Selection, Window
 from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
 from mogine.errors import MogineError, RequestError
+from mogine.gaps.loop import open_gaps
+from mogine.serve import gaps
 from mogine.serve.access import Access
-from mogine.serve.app import Route, base_app, json_response, read_json
+from mogine.serve.app import DOORKEEPER, Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
 from mogine.settings import Settings
 
@@ -30,7 +33,9 @@ log = logging.getLogger(__name__)
 DEADLINE_S = 2.0
 MAX_LIMIT = 1000
 HEALTH_AGE_S = 5.0
-PIECE_CHARS = 64 * 1024
+PIECE_BYTES = 64 * 1024
+MAX_LINK_BYTES = 1024
+GAP = "/api/analytics/gaps/{id:[0-9]{1,15}}"
 FILTERS = (
     "provider",
     "model",
@@ -40,6 +45,7 @@ FILTERS = (
     "visitor",
     "session",
     "feedback",
+    "unanswered",
     "q",
     "since",
     "until",
@@ -63,14 +69,25 @@ def create_app(settings: Settings) -> web.Application:
     """The server of port 8742."""
     routes = [
         Route("GET", "/api/analytics/health", health, Access.PUBLIC),
+        Route("POST", "/api/analytics/session", sign_in, Access.PUBLIC),
+        Route("GET", "/api/analytics/session", show_session, Access.ADMIN),
+        Route("DELETE", "/api/analytics/session", sign_out, Access.ADMIN),
         Route("GET", "/api/analytics/statistics", show_statistics, Access.ADMIN),
         Route("GET", "/api/analytics/queries", list_queries, Access.ADMIN),
         Route("GET", "/api/analytics/export", export, Access.ADMIN),
         Route("POST", "/api/analytics/cleanup", clean_up, Access.ADMIN),
+        Route("GET", "/api/analytics/gaps", gaps.list_gaps, Access.ADMIN),
+        Route("GET", GAP, gaps.show_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/accept", gaps.accept_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/ignore", gaps.ignore_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/reopen", gaps.reopen_gap, Access.ADMIN),
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
     app[STORE] = AnalyticsStore(settings.analytics_path)
     app[HEALTH] = {}
+    app[gaps.GAPS] = open_gaps(settings)
+    app[gaps.LOOKOUT] = gaps.Lookout(settings)
+    app.cleanup_ctx.append(gaps.keep_lookout)
     app.cleanup_ctx.append(_keep_looking)
     return app
 
@@ -81,6 +98,34 @@ def create_app(settings: Settings) -> web.Application:
 async def health(request: web.Request) -> web.Response:
     """Open to all, so it names no path and no text."""
     return json_response((await _health(request.app)).body)
+
+
+async def sign_in(request: web.Request) -> web.Response:
+    """A link of `mogine admin link` becomes the cookie. By POST: whoever only looks at links uses none up."""
+    doorkeeper = request.app[DOORKEEPER]
+    link = (await read_json(request, MAX_LINK_BYTES)).get("link")
+    if not isinstance(link, str):
+        raise RequestError('"link" must be what stands behind #link= in the address', param="link")
+    if hdrs.ORIGIN in request.headers:
+        doorkeeper.check_page(request)
+    session = await asyncio.to_thread(doorkeeper.redeem, link)
+    response = json_response({"expires_at": session.expires_at.isoformat()})
+    doorkeeper.let_in(request, response, session)
+    log.info("the owner has signed in by a link")
+    return response
+
+
+async def show_session(request: web.Request) -> web.Response:
+    """Until when the cookie is good; null for a bearer of the token."""
+    session = request.app[DOORKEEPER].session(request)
+    return json_response({"expires_at": session and session.expires_at.isoformat()})
+
+
+async def sign_out(request: web.Request) -> web.Response:
+    """Ends the session of the cookie, in all browsers that have it."""
+    response = json_response({"expires_at": None})
+    request.app[DOORKEEPER].show_out(request, response)
+    return response
 
 
 async def show_statistics(request: web.Request) -> web.Response:
@@ -114,8 +159,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     kind = filters.one_of("format", FORMATS) or "csv"
     selection = filters.selection(days=filters.whole("days", 0, 1, MAX_DAYS))
     bom = filters.one_of("bom", ("0", "1")) != "0"
-    rows = request.app[STORE].iterate(selection, deadline_s=DEADLINE_S)
-    pieces = render_records(rows, kind, bom=bom)
+    pieces = render_rows(request.app[STORE], selection, kind, bom=bom, deadline_s=DEADLINE_S)
     # The first piece before the head: what fails at once is still told as a plain error.
     first = await asyncio.to_thread(_next_piece, pieces)
     response = web.StreamResponse(
@@ -238,6 +282,7 @@ class Filters:
             visitor=self.text("visitor", 256),
             session=self.text("session", 256),
             feedback=self.one_of("feedback", (*RATINGS, "any")),
+            unanswered=self.one_of("unanswered", ("0", "1")) == "1",
             search=self.text("q", MAX_SEARCH_CHARS),
         )
 
@@ -298,13 +343,11 @@ def _problems(app: web.Application) -> dict[str, str]:
     return {"database": known.problem} if known and known.problem else {}
 
 
-def _next_piece(pieces: Iterator[str]) -> bytes:
-    """About 64 KiB of the file; nothing at its end."""
-    taken: list[str] = []
-    size = 0
+def _next_piece(pieces: Iterator[Piece]) -> bytes:
+    """The next lines of the file, with its beginning what belongs before them; nothing at its end."""
+    taken = b""
     for piece in pieces:
-        taken.append(piece)
-        size += len(piece)
-        if size >= PIECE_CHARS:
+        taken += piece.data
+        if len(taken) >= PIECE_BYTES:
             break
-    return "".join(taken).encode()
+    return taken
