@@ -201,7 +201,7 @@ async def _read_on(request: web.Request, max_bytes: int) -> bytes:
             raise _late() from error
         except web.HTTPException:
             raise
-        except (ValueError, OSError, HttpProcessingError) as error:  # the last from the parser in Python
+        except (ValueError, OSError, HttpProcessingError, web.RequestPayloadError) as error:
             raise RequestError("the body is broken HTTP") from error
         if not block:
             return b"".join(blocks)

@@ -335,6 +335,6 @@ class _OneLine(logging.Filter):
                 (),
             )
             record.exc_info = record.exc_text = None
-            if 400 <= getattr(error, "code", 500) < 500:
+            if isinstance(error, web.RequestPayloadError) or 400 <= getattr(error, "code", 500) < 500:
                 record.levelno, record.levelname = logging.INFO, "INFO"
         return True
