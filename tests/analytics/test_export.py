@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -119,7 +120,7 @@ NUMBERS = st.one_of(
 @st.composite
 def nasty_rows(draw: st.DrawFn) -> QueryRecord:
     """A row of which every field may be anything that fits."""
-    words = {
+    words: dict[str, Any] = {
         name: draw(NASTY)
         for name in (
             "session",
