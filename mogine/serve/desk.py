@@ -15,7 +15,14 @@ from mogine.analytics.spending import Spending
 from mogine.analytics.store import AnalyticsStore
 from mogine.answer import Manner
 from mogine.chat import ChatMessage, Provider
-from mogine.errors import ErrorEnvelope, MogineError, NotFound, UpstreamTimeout, UpstreamUnavailable
+from mogine.errors import (
+    ErrorEnvelope,
+    MogineError,
+    NotFound,
+    SettingsError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
 from mogine.serve.access import Buckets
@@ -156,6 +163,8 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     timezone = ZoneInfo(settings.analytics.timezone)
     prices = Prices(shipped_prices(), own_prices(app[SITE].prices))
+    site = SiteFile(settings.home / "site.toml", app[SITE])
+    app[STATE].on_hangup.append(lambda: renew_prices(prices, site))
     budget = open_budget(settings, timezone)
     remote = app.get(SHARED)
     limits = (
@@ -174,7 +183,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     ):
         app[DESK] = Desk(
             settings,
-            SiteFile(settings.home / "site.toml", app[SITE]),
+            site,
             providers,
             knowledge,
             recorder,
@@ -187,6 +196,14 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             Buckets(settings.access.trusted_proxies),
         )
         yield
+
+
+def renew_prices(prices: Prices, site: SiteFile) -> None:
+    """Take up `[prices]` of `site.toml`; a mistake there leaves the prices as they were."""
+    try:
+        prices.renew(own_prices(site.read_again().prices))
+    except SettingsError as error:
+        log.error("the prices stay as they were: %s", error.message)
 
 
 def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
