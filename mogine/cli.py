@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from mogine.commands import admin, analytics, chat, check, config, demo, deploy, forget, home, kb, keys, serve
+from mogine.commands import (
+    admin,
+    analytics,
+    backup,
+    chat,
+    check,
+    config,
+    demo,
+    deploy,
+    forget,
+    home,
+    kb,
+    keys,
+    serve,
+)
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -34,6 +48,8 @@ app.command(short_help="Delete old rows for good; made for cron.")(analytics.cle
 app.command(short_help="Erase what was recorded of a visitor.")(forget.forget)
 app.command(short_help="Look for trouble; made for cron.")(check.check)
 app.command(short_help="Make the files for nginx, systemd, PM2 ...")(deploy.deploy)
+app.command(short_help="Write the home into one file.")(backup.backup)
+app.command(short_help="Put a backup into the home.")(backup.restore)
 app.add_typer(admin.app, name="admin")
 app.command(short_help="Tell the versions, for a bug report.")(home.version)
 
