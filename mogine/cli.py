@@ -17,6 +17,7 @@ from mogine.commands import (
     config,
     demo,
     deploy,
+    doctor,
     forget,
     home,
     kb,
@@ -47,6 +48,7 @@ app.command(short_help="Write the record as CSV, JSON or NDJSON.")(analytics.exp
 app.command(short_help="Delete old rows for good; made for cron.")(analytics.cleanup)
 app.command(short_help="Erase what was recorded of a visitor.")(forget.forget)
 app.command(short_help="Look for trouble; made for cron.")(check.check)
+app.command(short_help="Is all well, and if not, what to do.")(doctor.doctor)
 app.command(short_help="Make the files for nginx, systemd, PM2 ...")(deploy.deploy)
 app.command(short_help="Write the home into one file.")(backup.backup)
 app.command(short_help="Put a backup into the home.")(backup.restore)

@@ -6,7 +6,7 @@ import contextlib
 import orjson
 from aiohttp import hdrs, web
 
-from mogine.errors import RateLimited, Unavailable
+from mogine.errors import RateLimited, RequestError, Unavailable
 from mogine.serve.access import Access
 from mogine.serve.app import Route, json_response
 from mogine.serve.desk import DESK
@@ -16,6 +16,7 @@ from mogine.settings import RateLimit
 
 TICKS = 15
 EVERY_S = 0.1
+MAX_PAUSE_S = 60
 MOST_AT_ONCE = 8
 RATE = RateLimit(30, 60)
 
@@ -46,7 +47,11 @@ PROBES = web.AppKey("PROBES", Probes)
 
 
 async def ticks(request: web.Request) -> web.StreamResponse:
-    """A stream with the headers of an answer: TICKS events, EVERY_S apart, each with when it was sent."""
+    """A stream with the headers of an answer: TICKS events, EVERY_S apart, each with when it was sent.
+
+    With `?pause=SECONDS` two events with that silence between them: does whoever is in between hold out?
+    """
+    pause_s = _pause(request)
     loop = asyncio.get_running_loop()
     began = loop.time()
     probes = request.app[PROBES]
@@ -55,14 +60,21 @@ async def ticks(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=HEADERS)
         with contextlib.suppress(ConnectionResetError):  # who asked has left
             await response.prepare(request)
-            for tick in range(TICKS):
-                await asyncio.sleep(max(0.0, began + tick * EVERY_S - loop.time()))
+            for tick in range(2 if pause_s else TICKS):
+                await asyncio.sleep(max(0.0, began + tick * (pause_s or EVERY_S) - loop.time()))
                 sent_ms = round((loop.time() - began) * 1000)
                 await response.write(
                     b"event: tick\ndata: %b\n\n" % orjson.dumps({"tick": tick, "sent_ms": sent_ms})
                 )
             await response.write_eof()
         return response
+
+
+def _pause(request: web.Request) -> int:
+    text = request.query.get("pause", "0")
+    if not text.isascii() or not text.isdigit() or int(text[:4]) > MAX_PAUSE_S:
+        raise RequestError(f"pause must be a whole number from 0 to {MAX_PAUSE_S}", param="pause")
+    return int(text)
 
 
 async def arrival(request: web.Request) -> web.Response:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from aiohttp import web
 
 from mogine.errors import SettingsError, Unavailable
+from mogine.ports import holder
 from mogine.serve.keys import STATE
 from mogine.serve.notify import Herald
-from mogine.serve.ports import holder
 from mogine.serve.shared import SHARED, Remote
 from mogine.settings import Settings
 

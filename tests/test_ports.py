@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mogine.serve.ports import holder, listening_addresses
+from mogine.ports import holder, listening_addresses
 from tests.conftest import Run
 from tests.servers import DEFAULTS, Spawn
 
