@@ -18,7 +18,8 @@ from mogine.kb.generations import Generations
 from mogine.settings import Settings, load_settings
 from tests.analytics.rows import row
 from tests.kb.conftest import make_document, take_in
-from tests.serve.conftest import DEFAULTS, Start
+from tests.serve.conftest import Start
+from tests.servers import DEFAULTS
 from tests.upstreams.doubao import KEY, MODEL, DoubaoFake
 from tests.upstreams.script import refuse, say, script, usage
 
