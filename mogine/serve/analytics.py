@@ -23,6 +23,7 @@ from mogine.errors import MogineError, RequestError
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> web.Application:
         Route("GET", "/api/analytics/queries", list_queries, Access.ADMIN),
         Route("GET", "/api/analytics/export", export, Access.ADMIN),
         Route("POST", "/api/analytics/cleanup", clean_up, Access.ADMIN),
+        OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
     app[STORE] = AnalyticsStore(settings.analytics_path)

@@ -13,6 +13,7 @@ from mogine.serve.assets import asset_routes, redirect
 from mogine.serve.desk import DESK, open_desk
 from mogine.serve.keys import METERS, STATE
 from mogine.serve.metrics import Snapshot
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.probe import PROBE_ROUTES, add_probes
 from mogine.serve.shared import REPORT_S
 from mogine.settings import Settings
@@ -38,7 +39,7 @@ def create_app(settings: Settings) -> web.Application:
     app = base_app(
         settings,
         "proxy",
-        (*ROUTES, *PROBE_ROUTES, *pages),
+        (*ROUTES, *PROBE_ROUTES, OPENAPI_ROUTE, *pages),
         ready=_problems,
         details=_details,
         snapshot=_snapshot,
