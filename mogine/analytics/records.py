@@ -1,13 +1,14 @@
 """The nouns of analytics: one recorded question, a window of time, and what is picked out of the record."""
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from mogine.chat import Citation
 from mogine.errors import RequestError
+from mogine.values import value
 
 Kind = Literal["chat", "llm", "v1"]
 Status = Literal["ok", "error", "aborted", "refused"]
@@ -36,7 +37,7 @@ def from_epoch_ms(value: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class QueryRecord:
     """One question and what became of it; also of one that was refused, failed or abandoned.
 
@@ -80,7 +81,7 @@ class QueryRecord:
             object.__setattr__(self, "id", new_id(self.started_at))
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Window:
     """From `since` (included) to `until` (excluded), both aware; `timezone` says what a day is."""
 
@@ -118,7 +119,7 @@ class Window:
         return Window(since.astimezone(UTC), self.since, self.timezone)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Which rows are wanted; "" and None pick everything. `search` is found in question or answer."""
 

@@ -16,6 +16,7 @@ from mogine.serve.app import json_response, read_json
 from mogine.serve.desk import DESK, told
 from mogine.serve.dialects import question_text, session_id
 from mogine.serve.observe import Observation, recorded
+from mogine.serve.requests import Request
 from mogine.serve.traces import trace_of
 from mogine.settings import PROVIDER_NAMES, ProxySettings
 
@@ -55,7 +56,7 @@ class Question:
         )
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
+async def chat(request: Request) -> web.StreamResponse:
     """The handler."""
     desk = request.app[DESK]
     limits = desk.settings.proxy
@@ -80,7 +81,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
                 stall_s=limits.reader_timeout_s,
             )
         else:
-            async with desk.within(place):
+            with desk.within(place):
                 response = await _whole(events, seen)
         if seen.finish is not None and seen.error is None and (text := seen.text):
             desk.add_turn(seen.session, bucket, question.text, text)

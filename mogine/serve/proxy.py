@@ -16,16 +16,23 @@ from mogine.serve.metrics import Snapshot
 from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.probe import PROBE_ROUTES, add_probes
 from mogine.serve.shared import REPORT_S
-from mogine.settings import Settings
+from mogine.settings import PROVIDER_NAMES, Settings
 
 BREAKER = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
+LLM_PATHS = {f"/api/llm/{name}": {"provider": name} for name in PROVIDER_NAMES}
 ROUTES = (
-    Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR),
-    Route(hdrs.METH_POST, "/v1/chat/completions", v1.completions, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR, short=LLM_PATHS),
+    Route(
+        hdrs.METH_POST,
+        "/v1/chat/completions",
+        v1.completions,
+        Access.VISITOR,
+        short={"/v1/chat/completions": {}},
+    ),
     Route(hdrs.METH_GET, "/v1/models", v1.models, Access.VISITOR),
     Route(hdrs.METH_GET, "/v1/models/{id:.+}", v1.model, Access.VISITOR),
-    Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR, short={"/api/chat": {}}),
     Route(hdrs.METH_POST, "/api/feedback", feedback.feedback, Access.VISITOR),
     Route(hdrs.METH_GET, "/api/chat/config", chat.config, Access.PUBLIC),
     Route(hdrs.METH_GET, "/", redirect("chat/"), Access.PUBLIC),
@@ -57,27 +64,34 @@ def _problems(app: web.Application) -> Mapping[str, str]:
 
 def _details(app: web.Application) -> Mapping[str, Any]:
     """How the vendors are doing; a proxy without them still quotes passages, so it is ready."""
+    desk = app[DESK]
+    redis = (
+        {}
+        if desk.fleet is None
+        else {"redis": f"away ({desk.fleet.trouble})" if desk.fleet.trouble else "ok"}
+    )
     return {
+        **redis,
         "providers": {
             vendor.name: {
                 "breaker": vendor.care.breaker.state,
                 "keys": len(vendor.care.keys.all),
                 "keys_resting": vendor.care.keys.resting,
             }
-            for vendor in app[DESK].providers.vendors
-        }
+            for vendor in desk.providers.vendors
+        },
     }
 
 
 async def _snapshot(app: web.Application) -> Snapshot:
     """All numbers of this server, of all its processes."""
-    remote = app[DESK].shared
+    remote = app[DESK].parent
     return _own_snapshot(app) if remote is None else await remote.metrics(_own_snapshot(app))
 
 
 async def _reporting(app: web.Application) -> AsyncIterator[None]:
     """A cleanup context: as one of several workers, tell the parent what was counted, also at the end."""
-    remote = app[DESK].shared
+    remote = app[DESK].parent
     if remote is None:
         yield
         return
@@ -113,6 +127,8 @@ def _own_snapshot(app: web.Application) -> Snapshot:
     found.add("mogine_rows_dropped", (), record.dropped)
     found.add("mogine_rows_waiting", (), record.waiting)
     found.add("mogine_rows_spooled", (), record.spooled)
+    if desk.fleet is not None:
+        found.add("mogine_redis_away", (), float(bool(desk.fleet.trouble)))
     budget = desk.books.budget
     found.add("mogine_budget_used_ratio", (), budget.share)
     found.add("mogine_spent_today_cny", (), budget.today_cny)

@@ -125,7 +125,7 @@ async def serve(home: Path) -> AsyncIterator[Start]:
     """Starts servers of the home: `await serve("proxy", {"MOGINE_MAX_STREAMS": "1"})` gives a `Served`."""
     async with AsyncExitStack() as stack:
 
-        async def start(*names: str, env: Mapping[str, str] | None = None) -> Served:
+        async def start(*names: str, env: Mapping[str, str] | None = None, home: Path = home) -> Served:
             settings = load_settings({**DEFAULTS, **(env or {})}, home)
             running = await stack.enter_async_context(runner.started(settings, names or ("proxy",)))
             session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
