@@ -93,7 +93,13 @@ def test_every_option_of_a_command_has_help(path: str) -> None:
     "page",
     [
         *("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", ".env.example"),
-        *("docs/knowledge-base.md", "docs/deploy.md", "docs/troubleshooting.md", "docs/privacy.md"),
+        *(
+            "docs/knowledge-base.md",
+            "docs/deploy.md",
+            "docs/troubleshooting.md",
+            "docs/privacy.md",
+            "docs/providers.md",
+        ),
     ],
 )
 def test_every_command_that_a_page_names_exists(page: str) -> None:

@@ -152,6 +152,7 @@ def site_of(
         shutdown_grace_s=settings.proxy.shutdown_grace_s,
         retention_days=settings.analytics.retention_days,
         kb_calls_out=settings.kb.embedder == "http",
+        analytics_calls_out=settings.kb.embedder == "http",  # it gathers questions by meaning
     )
 
 

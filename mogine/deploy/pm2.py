@@ -4,7 +4,7 @@ import json
 
 from mogine.deploy.site import Site
 
-MEMORY = {"proxy": "512M", "kb": "1536M", "analytics": "512M"}
+MEMORY = {"proxy": "512M", "kb": "1536M", "analytics": "1G"}
 STOP_MARGIN_S = 5
 
 

@@ -6,7 +6,7 @@ from mogine.deploy.site import Site
 from mogine.errors import SettingsError
 
 SERVERS = {"proxy": "LLM proxy", "kb": "knowledge base", "analytics": "analytics"}
-MEMORY = {"proxy": "512M", "kb": "1536M", "analytics": "512M"}
+MEMORY = {"proxy": "512M", "kb": "1536M", "analytics": "1G"}
 BACKUPS_KEPT = 14
 WATCHDOG_S = 30
 STOP_MARGIN_S = 15
@@ -19,7 +19,7 @@ CapabilityBoundingSet=
 AmbientCapabilities=
 ProtectSystem=strict
 ProtectHome={protect_home}
-{bind}ReadWritePaths={data}
+{bind}ReadWritePaths={writable}
 PrivateTmp=yes
 PrivateDevices=yes
 DevicePolicy=closed
@@ -104,7 +104,7 @@ TimeoutStartSec=120
 TimeoutStopSec={stop_s}
 LimitNOFILE=65536
 MemoryMax={MEMORY[name]}
-{_hardening(site)}{"" if calls_out else INSIDE}
+{_hardening(site, writes_home=name == "analytics")}{"" if calls_out else INSIDE}
 [Install]
 WantedBy=mogine.target
 """
@@ -143,12 +143,17 @@ WantedBy=timers.target
 """
 
 
-def _hardening(site: Site) -> str:
+def _hardening(site: Site, *, writes_home: bool = False) -> str:
+    # Who closes a gap on the dashboard writes its test into kb-tests.jsonl, beside data/.
     # What lies in a folder of users is let in by itself, and nothing beside it is seen.
     readable = [path for path in site.programs if _is_hidden(path)]
     bind = f"BindPaths={_listed(str(site.home))}\n" if _is_hidden(site.home) else ""
     bind += "".join(f"BindReadOnlyPaths={_listed(str(path))}\n" for path in readable)
-    return HARDENING.format(protect_home="tmpfs" if bind else "yes", bind=bind, data=_listed(str(site.data)))
+    return HARDENING.format(
+        protect_home="tmpfs" if bind else "yes",
+        bind=bind,
+        writable=_listed(str(site.home if writes_home else site.data)),
+    )
 
 
 def _is_hidden(path: Path) -> bool:

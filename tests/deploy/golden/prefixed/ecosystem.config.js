@@ -21,7 +21,7 @@ module.exports = {
       "kill_timeout": 20000,
       "autorestart": true,
       "exp_backoff_restart_delay": 200,
-      "max_memory_restart": "512M",
+      "max_memory_restart": "1G",
       "out_file": "/www/wwwlogs/mogine_analytics_app.log",
       "error_file": "/www/wwwlogs/mogine_analytics_app.log",
       "merge_logs": true,
