@@ -29,6 +29,7 @@ from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app, json_response
 from mogine.serve.clerks import Clerks
 from mogine.serve.keys import SETTINGS, SITE
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.receive import received, sweep
 from mogine.serve.site import SiteFile
 from mogine.settings import Settings
@@ -435,4 +436,5 @@ ROUTES = (
     Route("GET", "/api/documents/{id}", document, Access.ADMIN),
     Route("DELETE", "/api/documents/{id}", remove, Access.ADMIN),
     Route("GET", "/api/kb/health", health, Access.PUBLIC),
+    OPENAPI_ROUTE,
 )

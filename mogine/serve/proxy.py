@@ -13,6 +13,8 @@ from mogine.serve.assets import asset_routes, redirect
 from mogine.serve.desk import DESK, open_desk
 from mogine.serve.keys import METERS, STATE
 from mogine.serve.metrics import Snapshot
+from mogine.serve.openapi import OPENAPI_ROUTE
+from mogine.serve.probe import PROBE_ROUTES, add_probes
 from mogine.serve.shared import REPORT_S
 from mogine.settings import PROVIDER_NAMES, Settings
 
@@ -42,8 +44,14 @@ def create_app(settings: Settings) -> web.Application:
     origins = settings.access.allowed_origins
     pages = asset_routes(("chat", "shared"), ancestors=origins)
     app = base_app(
-        settings, "proxy", (*ROUTES, *pages), ready=_problems, details=_details, snapshot=_snapshot
+        settings,
+        "proxy",
+        (*ROUTES, *PROBE_ROUTES, OPENAPI_ROUTE, *pages),
+        ready=_problems,
+        details=_details,
+        snapshot=_snapshot,
     )
+    add_probes(app)
     app.cleanup_ctx.extend((open_desk, _reporting))
     return app
 

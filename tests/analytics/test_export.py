@@ -147,7 +147,7 @@ def nasty_rows(draw: st.DrawFn) -> QueryRecord:
         tokens_estimated=draw(st.booleans()),
         bot=draw(st.booleans()),
         signals=tuple(s for s in SIGNALS if draw(st.booleans())),
-        **words,  # type: ignore[arg-type]  # texts alone
+        **words,
     )
 
 
