@@ -64,6 +64,17 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _redis_url(value: str) -> str:
+    parts = urlsplit(value)
+    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
+    where = parts.path if scheme == "unix" else parts.hostname
+    if scheme not in ("redis", "rediss", "unix") or not where:
+        raise ValueError("expected redis://host:6379/0, rediss://... for TLS, or unix:///path/of/socket")
+    if scheme != "unix" and not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+        raise ValueError("after the host comes the number of a database, such as /0")
+    return scheme + value[len(parts.scheme) :]
+
+
 def _origins(value: str) -> tuple[str, ...]:
     origins = _words(value)
     for origin in origins:
@@ -271,6 +282,13 @@ class AccessSettings:
     monthly_budget_cny: float | None = _setting(
         "MOGINE_MONTHLY_BUDGET_CNY", None, _money, "What answers may cost in a calendar month"
     )
+    redis_url: str = _setting(
+        "MOGINE_REDIS_URL",
+        "",
+        _redis_url,
+        "Redis or Valkey in which proxies on several machines share limits, such as redis://host:6379/0",
+        secret=True,
+    )
     admin_token: str = _setting(
         "MOGINE_ADMIN_TOKEN",
         "",
@@ -332,6 +350,12 @@ class ProxySettings:
         60.0,
         _seconds(0.05, 3600),
         "Seconds after which a visitor who reads nothing of an answer is disconnected",
+    )
+    resume_grace_s: float = _setting(
+        "MOGINE_RESUME_GRACE",
+        15.0,
+        _seconds(0, 120),
+        "Seconds an answer of the widget goes on when the visitor's page is gone, to be read on the next one",
     )
     shutdown_grace_s: float = _setting(
         "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"

@@ -18,6 +18,7 @@ from mogine.errors import Forbidden, RateLimited, RequestError, SettingsError, U
 from mogine.settings import Network, Settings
 
 ADMIN_TOKEN_FILE = "admin_token"  # noqa: S105 - a file's name
+HOME_ID_FILE = "home_id"
 FAILURES_PER_MINUTE = 10
 MAX_TRACKED_ADDRESSES = 10_000
 FORWARDED = (hdrs.X_FORWARDED_FOR, hdrs.FORWARDED, "X-Real-IP", "Via")
@@ -61,6 +62,20 @@ def admin_token(settings: Settings) -> str:
     return token
 
 
+def home_id(data_path: Path) -> str:
+    """What tells this home from others, also when it moves; made in `data/home_id` when absent."""
+    path = data_path / HOME_ID_FILE
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _publish_once(path, secrets.token_hex(16) + "\n")
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} cannot be used ({error.__class__.__name__}): make the folder writable for this user"
+        ) from error
+
+
 def _publish_once(path: Path, text: str) -> None:
     """Writes `text` under a name of its own and links it into place: of several servers that start
     at once one wins, and none ever reads half a token."""
@@ -79,9 +94,16 @@ class Gate:
     """Decides for each request whether it may come in; one per server."""
 
     def __init__(
-        self, settings: Settings, token: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        token: str | Callable[[], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        admits: Callable[[web.Request], bool] = lambda request: False,
     ) -> None:
-        self._token = token.encode()
+        """`token` may change while it runs; `admits` knows the owner by something else than a token."""
+        self._token: Callable[[], str] = token if callable(token) else lambda: str(token)
+        self._admits = admits
         self._clock = clock
         self._trusted = settings.access.trusted_proxies
         self._origins = frozenset(settings.access.allowed_origins)
@@ -120,7 +142,15 @@ class Gate:
         """Exact match against the list, or the page came from this very server."""
         if origin in self._origins or "*" in self._origins:
             return True
-        parts = urlsplit(origin)
+        return self.is_own(origin, request)
+
+    @staticmethod
+    def is_own(origin: str, request: web.Request) -> bool:
+        """Whether the page came from this very server."""
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False  # brackets that hold no address
         own = request.headers.get(hdrs.HOST, "")
         return parts.scheme in ("http", "https") and bool(parts.netloc) and _same_host(parts, own)
 
@@ -133,7 +163,8 @@ class Gate:
             self.check_admin(request)
 
     def check_admin(self, request: web.Request) -> None:
-        """Asks for `Authorization: Bearer TOKEN`; ten wrong ones a minute close the door for an address."""
+        """Asks for `Authorization: Bearer TOKEN`, or the cookie that a link of `mogine admin link` gave;
+        ten wrong tokens a minute close the door for an address."""
         address = client_address(request, self._trusted)
         now = self._clock()
         recent = [t for t in self._failures.get(address, ()) if now - t < 60]
@@ -145,8 +176,10 @@ class Gate:
         values = request.headers.getall(hdrs.AUTHORIZATION, ())
         scheme, _, given = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         if scheme.lower() == "bearer" and hmac.compare_digest(
-            given.strip().encode("utf-8", "surrogateescape"), self._token
+            given.strip().encode("utf-8", "surrogateescape"), self._token().encode()
         ):
+            return
+        if not values and self._admits(request):
             return
         if values:
             self._failures[address] = [*recent, now]

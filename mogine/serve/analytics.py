@@ -21,7 +21,7 @@ from mogine.analytics.spool import Spool
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
 from mogine.errors import MogineError, RequestError
 from mogine.serve.access import Access
-from mogine.serve.app import Route, base_app, json_response, read_json
+from mogine.serve.app import DOORKEEPER, Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
 from mogine.settings import Settings
 
@@ -31,6 +31,7 @@ DEADLINE_S = 2.0
 MAX_LIMIT = 1000
 HEALTH_AGE_S = 5.0
 PIECE_CHARS = 64 * 1024
+MAX_LINK_BYTES = 1024
 FILTERS = (
     "provider",
     "model",
@@ -63,6 +64,9 @@ def create_app(settings: Settings) -> web.Application:
     """The server of port 8742."""
     routes = [
         Route("GET", "/api/analytics/health", health, Access.PUBLIC),
+        Route("POST", "/api/analytics/session", sign_in, Access.PUBLIC),
+        Route("GET", "/api/analytics/session", show_session, Access.ADMIN),
+        Route("DELETE", "/api/analytics/session", sign_out, Access.ADMIN),
         Route("GET", "/api/analytics/statistics", show_statistics, Access.ADMIN),
         Route("GET", "/api/analytics/queries", list_queries, Access.ADMIN),
         Route("GET", "/api/analytics/export", export, Access.ADMIN),
@@ -81,6 +85,34 @@ def create_app(settings: Settings) -> web.Application:
 async def health(request: web.Request) -> web.Response:
     """Open to all, so it names no path and no text."""
     return json_response((await _health(request.app)).body)
+
+
+async def sign_in(request: web.Request) -> web.Response:
+    """A link of `mogine admin link` becomes the cookie. By POST: whoever only looks at links uses none up."""
+    doorkeeper = request.app[DOORKEEPER]
+    link = (await read_json(request, MAX_LINK_BYTES)).get("link")
+    if not isinstance(link, str):
+        raise RequestError('"link" must be what stands behind #link= in the address', param="link")
+    if hdrs.ORIGIN in request.headers:
+        doorkeeper.check_page(request)
+    session = await asyncio.to_thread(doorkeeper.redeem, link)
+    response = json_response({"expires_at": session.expires_at.isoformat()})
+    doorkeeper.let_in(request, response, session)
+    log.info("the owner has signed in by a link")
+    return response
+
+
+async def show_session(request: web.Request) -> web.Response:
+    """Until when the cookie is good; null for a bearer of the token."""
+    session = request.app[DOORKEEPER].session(request)
+    return json_response({"expires_at": session and session.expires_at.isoformat()})
+
+
+async def sign_out(request: web.Request) -> web.Response:
+    """Ends the session of the cookie, in all browsers that have it."""
+    response = json_response({"expires_at": None})
+    request.app[DOORKEEPER].show_out(request, response)
+    return response
 
 
 async def show_statistics(request: web.Request) -> web.Response:

@@ -12,7 +12,8 @@ import orjson
 from aiohttp import HttpVersion11, hdrs, web
 
 from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
-from mogine.serve.access import Access, Gate, admin_token
+from mogine.serve.access import Access, Gate
+from mogine.serve.admin_sessions import AdminToken, Doorkeeper, open_sessions
 from mogine.serve.keys import METERS, REQUEST_ID, SETTINGS, SITE, STATE, Readiness, ServerState
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import CONTENT_TYPE, Meters, Snapshot, render
@@ -23,6 +24,8 @@ SMALL_BODY_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 32
 BODY_IDLE_S = 15.0
 WRITE_BUFFER_BYTES = 64 * 1024
+
+DOORKEEPER = web.AppKey("DOORKEEPER", Doorkeeper)
 
 Snapshots = Callable[[web.Application], Awaitable[Snapshot]]
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -54,7 +57,9 @@ def base_app(
     `details` what else `/readyz` has to say; `snapshot` gives the numbers for `/metrics`.
     One handler function serves one access level: the level is looked up by handler.
     """
-    gate = Gate(settings, admin_token(settings))
+    token = AdminToken(settings)
+    doorkeeper = Doorkeeper(settings, open_sessions(settings, token))
+    gate = Gate(settings, token, admits=doorkeeper.admits)
     table = [
         *routes,
         Route("GET", "/healthz", _healthz, Access.PUBLIC),
@@ -75,6 +80,7 @@ def base_app(
     app[SITE] = load_site(settings.home / "site.toml")
     app[STATE] = ServerState()
     app[METERS] = meters
+    app[DOORKEEPER] = doorkeeper
     app.on_response_prepare.append(prepare_headers(gate))
     for route in table:
         if route.method == hdrs.METH_GET:

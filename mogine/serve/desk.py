@@ -1,10 +1,13 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
 import asyncio
+import importlib
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from aiohttp import hdrs, web
@@ -15,10 +18,17 @@ from mogine.analytics.spending import Spending
 from mogine.analytics.store import AnalyticsStore
 from mogine.answer import Manner
 from mogine.chat import ChatMessage, Provider
-from mogine.errors import ErrorEnvelope, MogineError, NotFound, UpstreamTimeout, UpstreamUnavailable
+from mogine.errors import (
+    ErrorEnvelope,
+    MogineError,
+    NotFound,
+    SettingsError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
-from mogine.serve.access import Buckets
+from mogine.serve.access import Buckets, home_id
 from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
@@ -28,10 +38,13 @@ from mogine.serve.observe import Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
 from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
-from mogine.serve.shared import SHARED, Remote, SharedLimits
+from mogine.serve.shared import SHARED, Admission, Remote, SharedLimits
 from mogine.serve.site import SiteFile
 from mogine.serve.visitors import Visitors
 from mogine.settings import PROVIDER_NAMES, Settings
+
+if TYPE_CHECKING:
+    from mogine.serve.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +69,9 @@ class Desk:
     visitors: Visitors
     sessions: Sessions
     vendor_sessions: VendorSessions
-    shared: Remote | None
+    shared: Admission | None
+    parent: Remote | None
+    fleet: "Fleet | None"
     buckets: Buckets
 
     def provider(self, name: str) -> Provider:
@@ -89,30 +104,30 @@ class Desk:
 
     async def open_session(self, id: str, bucket: str) -> tuple[str, tuple[ChatMessage, ...]]:
         """`Sessions.open`, of all workers."""
-        if self.shared is None:
+        if self.parent is None:
             return self.sessions.open(id, bucket)
-        return await self.shared.open_session(id, bucket)
+        return await self.parent.open_session(id, bucket)
 
     def add_turn(self, id: str, bucket: str, question: str, answer: str) -> None:
         """`Sessions.add`, for all workers."""
-        if self.shared is None:
+        if self.parent is None:
             self.sessions.add(id, bucket, question, answer)
         else:
             cut = {"question": question[:MAX_TURN_CHARS], "answer_text": answer[:MAX_TURN_CHARS]}
-            self.shared.tell(do="add_turn", id=id, visitor=bucket, **cut)
+            self.parent.tell(do="add_turn", id=id, visitor=bucket, **cut)
 
     async def allows_vendor_session(self, id: str, bucket: str) -> bool:
         """`VendorSessions.allows`, of all workers."""
-        if self.shared is None:
+        if self.parent is None:
             return self.vendor_sessions.allows(id, bucket)
-        return await self.shared.allows(id, bucket)
+        return await self.parent.allows(id, bucket)
 
     def note_vendor_session(self, id: str, bucket: str) -> None:
         """`VendorSessions.note`, for all workers."""
-        if self.shared is None:
+        if self.parent is None:
             self.vendor_sessions.note(id, bucket)
         else:
-            self.shared.tell(do="note", id=id, visitor=bucket)
+            self.parent.tell(do="note", id=id, visitor=bucket)
 
     def absent(self, name: str) -> MogineError:
         """Why there is no provider `name`."""
@@ -170,7 +185,8 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
-        budget.watching(),
+        open_fleet(settings, remote) as fleet,
+        budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
             settings,
@@ -183,10 +199,32 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             Visitors(settings.data_path, timezone),
             Sessions(),
             VendorSessions(),
+            remote if fleet is None else fleet,
             remote,
+            fleet,
             Buckets(settings.access.trusted_proxies),
         )
         yield
+
+
+@asynccontextmanager
+async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterator[Fleet | None]":
+    """All proxies that use the Redis of the settings; None without one.
+
+    Raises SettingsError when the package for it is not installed.
+    """
+    if not settings.access.redis_url:
+        yield None
+        return
+    try:
+        fleet = importlib.import_module("mogine.serve.fleet")
+    except ImportError as error:
+        raise SettingsError(
+            "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
+        ) from error
+    home = home_id(settings.data_path)
+    async with fleet.joined(fleet.Fleet(settings.access.redis_url, settings.access, home, parent)) as joined:
+        yield joined
 
 
 def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:

@@ -5,12 +5,9 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -19,76 +16,14 @@ from aiohttp import web
 from mogine.errors import SettingsError
 from mogine.serve import runner
 from mogine.settings import Settings
-from tests.conftest import Run, clean_environ
-from tests.serve.conftest import DEFAULTS, Start, question, read_rows
+from tests.conftest import Run
+from tests.serve.conftest import Start, question, read_rows
 from tests.serve.test_proxy_leaving import Visitor
+from tests.servers import DEFAULTS, Spawn
 from tests.upstreams.doubao import KEY, DoubaoFake
 from tests.upstreams.script import hang, pause, say, script
 
 LLM = "/api/llm/doubao"
-
-
-class Child:
-    """`mogine serve` as a process of its own."""
-
-    def __init__(self, home: Path, which: str, env: Mapping[str, str]) -> None:
-        self._log = (home / "stderr.log").open("w")
-        self.path = home / "stderr.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mogine", "--home", str(home), "serve", which],
-            env=clean_environ({**DEFAULTS, **env}),
-            stdout=subprocess.DEVNULL,
-            stderr=self._log,
-            start_new_session=True,
-        )
-
-    @property
-    def stderr(self) -> str:
-        return self.path.read_text()
-
-    async def started(self) -> "Child":
-        async with asyncio.timeout(60):
-            while "Ctrl-C stops." not in self.stderr:
-                assert self.process.poll() is None, self.stderr
-                await asyncio.sleep(0.02)
-        return self
-
-    def url(self, title: str = "proxy") -> str:
-        match = re.search(rf"^  {title} +(http://\S+)", self.stderr, re.MULTILINE)
-        assert match, self.stderr
-        return match[1]
-
-    def port(self, server: str = "proxy") -> int:
-        return int(self.url(server).rpartition(":")[2])
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        return await asyncio.to_thread(self.process.wait, 30)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._log.close()
-
-
-Spawn = Callable[..., Any]
-
-
-@pytest.fixture
-def spawn(home: Path) -> Iterator[Spawn]:
-    """Starts `mogine serve WHICH` in the home."""
-    children: list[Child] = []
-
-    async def start(which: str = "proxy", env: Mapping[str, str] | None = None) -> Child:
-        children.append(Child(home, which, env or {}))
-        return await children[-1].started()
-
-    yield start
-    for child in children:
-        child.close()
 
 
 @pytest.fixture
