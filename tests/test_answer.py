@@ -123,7 +123,7 @@ async def test_citations_come_first_then_who_answers_then_the_words() -> None:
 async def test_an_answer_does_without_a_knowledge_base(retriever: Shelf | None) -> None:
     provider = Speaker("a", said(Delta("好"), Finish("stop")))
     events = await collect(request("问"), [provider], retriever)
-    assert events[0] == Citations(())
+    assert events[0] == Citations((), searched=False)
     assert Delta("好") in events
     assert provider.asked[0].messages[-1].text == "问"
 

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import mogine
@@ -143,9 +143,3 @@ def _row(
         feedback="up" if dice < 0.03 else "down" if dice > 0.925 and status == "ok" else "",
         bot=rng.random() < 0.01,
     )
-
-
-def midnight(now: datetime) -> datetime:
-    """The next midnight of Shanghai, to which the days of the benchmark reach."""
-    local = now + timedelta(hours=8)
-    return datetime(local.year, local.month, local.day, tzinfo=UTC) + timedelta(hours=16)

@@ -5,10 +5,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from datetime import datetime
 from typing import Any
 
-from mogine.analytics.records import QueryRecord
+from mogine.analytics.records import QueryRecord, time_text
 from mogine.analytics.store import GivenFeedback
 from mogine.errors import RequestError
 
@@ -29,7 +28,8 @@ _BREAKS = re.compile(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 def to_dict(record: QueryRecord) -> dict[str, Any]:
     """One row as JSON tells it: exact, times in UTC."""
     values: dict[str, Any] = {name: getattr(record, name) for name in COLUMNS}
-    values["started_at"] = _time(record.started_at)
+    values["started_at"] = time_text(record.started_at)
+    values["signals"] = list(record.signals)
     values["citations"] = [
         {
             "number": c.number,
@@ -74,9 +74,10 @@ def feedback_to_dict(given: GivenFeedback) -> dict[str, Any]:
     """One thumb as JSON tells it."""
     return {
         "id": given.id,
-        "started_at": _time(given.started_at),
-        "given_at": _time(given.given_at),
+        "started_at": time_text(given.started_at),
+        "given_at": time_text(given.given_at),
         "rating": given.rating,
+        "handoff": given.handoff,
         "reason": given.reason,
         "comment": given.comment,
         "question": given.question,
@@ -142,7 +143,3 @@ def _ndjson(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def _dump(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -156,15 +157,25 @@ class Recorder:
                 last_write_at=self._last_write_at,
             )
 
-    async def give_feedback(self, id: str, rating: str, reason: str, comment: str, asker: Asker) -> bool:
-        """Ties a thumb to the row of `id` when it is the asker's own; False when it is not, or is not there.
+    async def give_feedback(
+        self, id: str, rating: str, reason: str, comment: str, asker: Asker, *, handoff: bool = False
+    ) -> bool:
+        """See AnalyticsStore.give_feedback; False when the row is not the asker's own, or is not there.
 
         What was asked a moment ago is brought to the disk first. Raises Locked or StoreError.
         """
         await self.flush()
         words = self._policy.words(reason), self._policy.words(comment)
         return await asyncio.to_thread(
-            self._store.give_feedback, id, rating, reason=words[0], comment=words[1], asker=asker
+            partial(
+                self._store.give_feedback,
+                id,
+                rating,
+                reason=words[0],
+                comment=words[1],
+                handoff=handoff,
+                asker=asker,
+            )
         )
 
     def _wait_settled(self, timeout_s: float) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mogine.analytics import unanswered
 from mogine.analytics.records import MAX_DAYS
 from mogine.analytics.store import AnalyticsStore, locked_file, size_bytes
 from mogine.analytics.upkeep import Pace, purge_index, sum_up
@@ -83,6 +84,7 @@ def tidy(store: AnalyticsStore, size: int, sleep: Callable[[float], None]) -> tu
 
     Whether nothing is left in the journal, and by how many bytes the files are smaller than `size`.
     """
+    unanswered.drop_deleted(store)
     purge_index(store, sleep=sleep)
     pace = Pace(200, 50, 10_000, sleep)
     more = True

@@ -19,7 +19,14 @@ from urllib.parse import quote
 from zlib import crc32
 
 from mogine.analytics import rollups, search
-from mogine.analytics.records import QueryRecord, Selection, epoch_ms, from_epoch_ms
+from mogine.analytics.records import (
+    QueryRecord,
+    Selection,
+    epoch_ms,
+    from_epoch_ms,
+    signal_bits,
+    signals_of,
+)
 from mogine.analytics.schema import APPLICATION_ID, MIGRATION_SET, SEQ_BITS, STEPS
 from mogine.analytics.tables import BULK_SIZES, Bulk, set_state, state
 from mogine.chat import Citation
@@ -39,7 +46,7 @@ PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: 
 _NUMBERS = (
     "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type", "answered",
     "top_score", "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
-    "first_token_ms", "duration_ms", "feedback", "bot",
+    "first_token_ms", "duration_ms", "feedback", "bot", "signals",
 )  # fmt: skip
 _ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
 _INSERT_ROWS = {
@@ -58,6 +65,8 @@ _SELECT_ROWS = (
     "t.question, t.answer FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
 )
 
+
+_KEYED_BY_ROW = ("texts", "citations", "feedback", "unindexed", "uncounted", "gap_questions", "queries")
 
 Bound = tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]
 
@@ -87,7 +96,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class GivenFeedback:
-    """A thumb with its words, and what it is about."""
+    """A thumb ("" when only a person was asked for) with its words, and what it is about."""
 
     id: str
     started_at: datetime
@@ -96,6 +105,7 @@ class GivenFeedback:
     reason: str
     comment: str
     question: str
+    handoff: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +331,13 @@ class AnalyticsStore:
         *,
         reason: str = "",
         comment: str = "",
+        handoff: bool = False,
         at: datetime | None = None,
         asker: Asker | None = None,
     ) -> bool:
-        """Ties a thumb to the row of `id`; the last one counts.
+        """Ties a thumb to the row of `id`, or that a person was asked for (`rating` may then be "").
+
+        Of several thumbs the last one counts.
 
         False when there is no such row, or `asker` is given and it is not theirs: nobody learns which.
         """
@@ -336,11 +349,33 @@ class AnalyticsStore:
             seq = found["seq"]
             if asker is not None and epoch_ms(now) - (seq >> SEQ_BITS) > MAX_FEEDBACK_AGE_MS:
                 return False
-            rollups.change_feedback(writer, seq, _word(rating))
-            writer.execute("UPDATE queries SET feedback = ? WHERE seq = ?", (_word(rating), seq))
+            if rating:
+                rollups.change_feedback(writer, seq, _word(rating))
+                thumbs = signal_bits(["thumbs_down"])
+                writer.execute(
+                    "UPDATE queries SET feedback = ?, signals = signals & ~? | ? WHERE seq = ?",
+                    (_word(rating), thumbs, thumbs if rating == "down" else 0, seq),
+                )
+            if handoff:
+                writer.execute(
+                    "UPDATE queries SET signals = signals | ? WHERE seq = ?", (signal_bits(["handoff"]), seq)
+                )
+            # Each is told by itself: a thumb takes no wish for a person back, nor the other way round.
             writer.execute(
-                "INSERT OR REPLACE INTO feedback (seq, reason, comment, given_ms) VALUES (?, ?, ?, ?)",
-                (seq, _word(reason), _text(comment), epoch_ms(now)),
+                "INSERT INTO feedback (seq, reason, comment, given_ms, handoff) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (seq) DO UPDATE SET given_ms = excluded.given_ms, "
+                "handoff = max(handoff, excluded.handoff), "
+                "reason = CASE WHEN ? THEN excluded.reason ELSE reason END, "
+                "comment = CASE WHEN ? THEN excluded.comment ELSE comment END",
+                (
+                    seq,
+                    _word(reason),
+                    _text(comment),
+                    epoch_ms(now),
+                    int(handoff),
+                    bool(rating or reason),
+                    bool(rating or comment),
+                ),
             )
             return True
 
@@ -377,7 +412,7 @@ class AnalyticsStore:
     def _erase(self, writer: sqlite3.Connection, low: int, high: int, rows: int) -> None:
         """All rows from `low` to `high`, which are `rows`, and every trace of their words."""
         search.unseal(writer, low, high)
-        for table in ("texts", "citations", "feedback", "unindexed", "uncounted", "queries"):
+        for table in _KEYED_BY_ROW:
             writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
         quarter = rollups.ASKED_QUARTERS * rollups.QUARTER_MS
         slots = ((low >> SEQ_BITS) // quarter, (high >> SEQ_BITS) // quarter)
@@ -563,15 +598,16 @@ class AnalyticsStore:
         while True:
             with self.reader() as reader:
                 rows = reader.all(
-                    "SELECT q.seq, q.id, f.given_ms, q.feedback, f.reason, f.comment, t.question "
+                    "SELECT q.seq, q.id, f.given_ms, q.feedback, f.reason, f.comment, t.question, f.handoff "
                     "FROM feedback f JOIN queries q ON q.seq = f.seq LEFT JOIN texts t ON t.seq = f.seq "
                     "WHERE f.seq > ? ORDER BY f.seq LIMIT ?",
                     (after, batch),
                 )
-            for seq, id, given_ms, rating, reason, comment, question in rows:
+            for seq, id, given_ms, rating, reason, comment, question, handoff in rows:
                 at = from_epoch_ms(seq >> SEQ_BITS)
                 given_at = from_epoch_ms(given_ms)
-                yield GivenFeedback(id, at, given_at, rating, reason, comment, question or "")
+                words = (rating, reason, comment, question or "")
+                yield GivenFeedback(id, at, given_at, *words, handoff=bool(handoff))
             if len(rows) < batch:
                 return
             after = rows[-1]["seq"]
@@ -749,6 +785,7 @@ def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[
         _integer(record.duration_ms),
         _word(record.feedback),
         int(record.bot),
+        signal_bits(record.signals),
     ]
     citations = [
         (
@@ -776,6 +813,7 @@ def _record(row: sqlite3.Row, citations: tuple[Citation, ...]) -> QueryRecord:
     values = {name: row[name] for name in _NUMBERS}
     values["tokens_estimated"] = bool(values["tokens_estimated"])
     values["bot"] = bool(values["bot"])
+    values["signals"] = signals_of(values["signals"])
     return QueryRecord(
         id=row["id"],
         started_at=from_epoch_ms(row["seq"] >> SEQ_BITS),
@@ -814,6 +852,8 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
             else:
                 terms.append(_TERMS.get(name, f"q.{name} = ?"))
                 params.append(_word(value))
+    if selection.unanswered:
+        terms.append("q.bot = 0 AND q.signals <> 0")  # as the index has it
     return " AND ".join(terms), params
 
 

@@ -47,6 +47,7 @@ class What(StrEnum):
     queries = "queries"
     stats = "stats"
     feedback = "feedback"
+    gaps = "gaps"
 
 
 class Format(StrEnum):
@@ -340,7 +341,7 @@ def _line_printer(zone: ZoneInfo) -> Callable[["QueryRecord"], str]:
 
 def export(
     ctx: typer.Context,
-    what: Annotated[What, typer.Argument(help="Rows, daily numbers or thumbs.")] = What.queries,
+    what: Annotated[What, typer.Argument(help="Rows, daily numbers, thumbs or gaps.")] = What.queries,
     format: Annotated[Format, typer.Option(help="The kind of file.")] = Format.csv,
     days: Annotated[
         int | None, typer.Option(help="Only the last whole days; everything otherwise.", min=1, max=3660)
@@ -380,6 +381,8 @@ def export(
         case What.feedback:
             given = (feedback_to_dict(row) for row in store.iterate_feedback(since))
             pieces = render(given, format, bom=excel)
+        case What.gaps:
+            pieces = render(_gap_rows(settings), format, bom=excel)
     if output is None or str(output) == "-":
         for piece in pieces:
             sys.stdout.buffer.write(piece.encode())
@@ -387,6 +390,32 @@ def export(
         return
     _write_file(output, pieces)
     typer.echo(f"written: {output} ({output.stat().st_size:,} bytes)", err=True)
+
+
+def _gap_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Every gap, one level deep, so that it fits into a table."""
+    from mogine.gaps.loop import open_gaps
+
+    room = open_gaps(settings)
+    refreshed = room.refresh()
+    if refreshed.problem:
+        typer.echo(f"warning: not all could be looked at: {refreshed.problem}", err=True)
+    rows = []
+    for gap in (gap.to_dict() for gap in room.listed()[0]):
+        nearest, test, evidence = (gap.pop(name) or {} for name in ("nearest", "test", "evidence"))
+        rows.append(
+            {
+                **gap,
+                "nearest_source": nearest.get("source", ""),
+                "nearest_heading": nearest.get("heading", ""),
+                "nearest_score": nearest.get("score"),
+                "expect": test.get("document") or test.get("contains", ""),
+                "passed": evidence.get("passed"),
+                "rank": evidence.get("rank"),
+                "generation": evidence.get("generation", ""),
+            }
+        )
+    return rows
 
 
 def _write_file(path: Path, pieces: Iterable[str]) -> None:

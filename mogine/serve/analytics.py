@@ -20,6 +20,8 @@ from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
 from mogine.errors import MogineError, RequestError
+from mogine.gaps.loop import open_gaps
+from mogine.serve import gaps
 from mogine.serve.access import Access
 from mogine.serve.app import DOORKEEPER, Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
@@ -32,6 +34,7 @@ MAX_LIMIT = 1000
 HEALTH_AGE_S = 5.0
 PIECE_CHARS = 64 * 1024
 MAX_LINK_BYTES = 1024
+GAP = "/api/analytics/gaps/{id:[0-9]{1,15}}"
 FILTERS = (
     "provider",
     "model",
@@ -41,6 +44,7 @@ FILTERS = (
     "visitor",
     "session",
     "feedback",
+    "unanswered",
     "q",
     "since",
     "until",
@@ -71,10 +75,18 @@ def create_app(settings: Settings) -> web.Application:
         Route("GET", "/api/analytics/queries", list_queries, Access.ADMIN),
         Route("GET", "/api/analytics/export", export, Access.ADMIN),
         Route("POST", "/api/analytics/cleanup", clean_up, Access.ADMIN),
+        Route("GET", "/api/analytics/gaps", gaps.list_gaps, Access.ADMIN),
+        Route("GET", GAP, gaps.show_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/accept", gaps.accept_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/ignore", gaps.ignore_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/reopen", gaps.reopen_gap, Access.ADMIN),
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
     app[STORE] = AnalyticsStore(settings.analytics_path)
     app[HEALTH] = {}
+    app[gaps.GAPS] = open_gaps(settings)
+    app[gaps.LOOKOUT] = gaps.Lookout(settings)
+    app.cleanup_ctx.append(gaps.keep_lookout)
     app.cleanup_ctx.append(_keep_looking)
     return app
 
@@ -270,6 +282,7 @@ class Filters:
             visitor=self.text("visitor", 256),
             session=self.text("session", 256),
             feedback=self.one_of("feedback", (*RATINGS, "any")),
+            unanswered=self.one_of("unanswered", ("0", "1")) == "1",
             search=self.text("q", MAX_SEARCH_CHARS),
         )
 
