@@ -383,8 +383,7 @@ async def test_damaged_storage_does_no_harm(browser: Browser, server: PageServer
         await expect(v.page.locator("#greeting")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize(("scheme", "phone"), [("light", False), ("dark", True)])
 async def test_no_state_breaks_a_rule_of_accessibility(
     browser: Browser, server: PageServer, scheme: Any, phone: bool
 ) -> None:
