@@ -132,6 +132,9 @@ def banner(running: "Running | Group", where: str, repaired: list[str]) -> str:
     shown = {"proxy": "proxy", "kb": "knowledge base", "analytics": "analytics"}
     if "proxy" in running.names:
         lines.append(_line("chat page", running.url("proxy") + "/chat/"))
+    if "analytics" in running.names:
+        address = running.url("analytics") + "/dashboard/"
+        lines.append(_line("dashboard", f"{address}  (mogine admin link signs you in)"))
     lines += [_line(title, running.url(name)) for name, title in shown.items() if name in running.names]
     if "kb" in running.names:
         lines.append(_line("documents", _documents(settings)))
