@@ -1,6 +1,7 @@
 """`mogine serve` as processes of their own, as a user starts them: a pytest plugin with `spawn`."""
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -58,6 +59,30 @@ class Child:
 
     def port(self, server: str = "proxy") -> int:
         return int(self.url(server).rpartition(":")[2])
+
+    def memory_kib(self, name: str = "VmRSS") -> int:
+        """A line of the kernel's about the process: `VmRSS` now, `VmHWM` the most since `forget_peak`."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith(name + ":")]
+        return int(line.split()[1])
+
+    def forget_peak(self) -> None:
+        """From here on `VmHWM` begins anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    @property
+    def descriptors(self) -> int:
+        """How many files and sockets the process has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    @property
+    def threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    @property
+    def command_line(self) -> str:
+        """What any user of the machine can see of it."""
+        return Path(f"/proc/{self.process.pid}/cmdline").read_text()
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -20,6 +20,7 @@ from mogine.serve.keys import REQUEST_ID
 from mogine.serve.limits import Place
 from mogine.serve.observe import Observation, recorded
 from mogine.serve.replay import REPLAYS, Replay
+from mogine.serve.requests import Request
 from mogine.serve.traces import trace_of
 from mogine.settings import PROVIDER_NAMES, ProxySettings
 
@@ -64,7 +65,7 @@ class Question:
         )
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
+async def chat(request: Request) -> web.StreamResponse:
     """The handler."""
     desk = request.app[DESK]
     limits = desk.settings.proxy
@@ -89,20 +90,20 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def whole(request: web.Request, question: Question) -> dict[str, Any]:
+async def whole(request: Request, question: Question) -> dict[str, Any]:
     """The answer when it is complete, as `/api/chat` tells it without a stream."""
     desk = request.app[DESK]
     bucket = desk.bucket(request)
     seen, providers = _watched(request, desk, question, bucket)
     with recorded(desk.books, seen), desk.limits.open(bucket) as place:
         events = await _begin(request, desk, question, seen, providers, place)
-        async with desk.within(place):
+        with desk.within(place):
             found = await _gathered(events, seen)
         _remember(desk, bucket, question, seen)
         return found
 
 
-async def _resumable(request: web.Request, desk: Desk, question: Question) -> web.StreamResponse:
+async def _resumable(request: Request, desk: Desk, question: Question) -> web.StreamResponse:
     """The answer as a stream with numbered events, which goes on for a moment when the connection is lost."""
     bucket = desk.bucket(request)
     seen, providers = _watched(request, desk, question, bucket)
@@ -113,9 +114,10 @@ async def _resumable(request: web.Request, desk: Desk, question: Question) -> we
             events = await _begin(request, desk, question, seen, providers, place, (session, history))
             replay.push(sse.event("start", {"request_id": seen.id, "session_id": session}))
             try:
-                async with desk.within(place), aclosing(_frames(events, seen)) as frames:
-                    async for frame in frames:
-                        replay.push(frame)
+                with desk.within(place):
+                    async with aclosing(_frames(events, seen)) as frames:
+                        async for frame in frames:
+                            replay.push(frame)
             except Exception as error:
                 replay.push(sse.event("error", told(request, error, seen).to_dict()))
             _remember(desk, bucket, question, seen)
@@ -123,7 +125,7 @@ async def _resumable(request: web.Request, desk: Desk, question: Question) -> we
     return await _follow(request, desk, request.app[REPLAYS].start(seen.id, bucket, session, write), 0)
 
 
-async def resume(request: web.Request) -> web.StreamResponse:
+async def resume(request: Request) -> web.StreamResponse:
     """`POST /api/chat/resume`: the rest of an answer, after the event that `Last-Event-ID` names."""
     last = request.headers.get("Last-Event-ID", "0")
     if not re.fullmatch(r"[0-9]{1,9}", last):
@@ -134,14 +136,14 @@ async def resume(request: web.Request) -> web.StreamResponse:
     return await _follow(request, request.app[DESK], replay, int(last))
 
 
-async def stop(request: web.Request) -> web.Response:
+async def stop(request: Request) -> web.Response:
     """`POST /api/chat/stop`: end a running answer now. The same answer whether there was one or not."""
     if (replay := await _found(request)) is not None:
         replay.stop()
     return json_response({"status": "stopped"})
 
 
-async def _found(request: web.Request) -> Replay | None:
+async def _found(request: Request) -> Replay | None:
     body = await read_json(request)
     id, session = body.get("request_id"), body.get("session_id")
     if not isinstance(id, str) or not isinstance(session, str):
@@ -149,7 +151,7 @@ async def _found(request: web.Request) -> Replay | None:
     return request.app[REPLAYS].find(id, request.app[DESK].bucket(request), session)
 
 
-async def _follow(request: web.Request, desk: Desk, replay: Replay, after: int) -> web.StreamResponse:
+async def _follow(request: Request, desk: Desk, replay: Replay, after: int) -> web.StreamResponse:
     def last_words(error: Exception) -> bytes:
         reason = error.reason if isinstance(error, MogineError) else "internal_error"
         return sse.event("error", {"error": {"reason": reason, "request_id": request[REQUEST_ID]}})
@@ -166,7 +168,7 @@ async def _follow(request: web.Request, desk: Desk, replay: Replay, after: int) 
 
 
 def _watched(
-    request: web.Request, desk: Desk, question: Question, bucket: str
+    request: Request, desk: Desk, question: Question, bucket: str
 ) -> tuple[Observation, list[Provider]]:
     providers = desk.affordable(question.provider)
     seen = desk.observe(request, bucket, "chat", providers[0].name, question.text)
@@ -175,7 +177,7 @@ def _watched(
 
 
 async def _begin(
-    request: web.Request,
+    request: Request,
     desk: Desk,
     question: Question,
     seen: Observation,

@@ -33,10 +33,11 @@ from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
-from mogine.serve.limits import Deadline, Limits, Place
+from mogine.serve.limits import Deadline, Deadlines, Limits, Place
 from mogine.serve.observe import SURE_SCORE, SURE_SCORE_BY_WORDS, Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
+from mogine.serve.requests import Request
 from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
 from mogine.serve.shared import SHARED, Admission, Remote, SharedLimits
 from mogine.serve.site import SiteFile
@@ -73,6 +74,7 @@ class Desk:
     parent: Remote | None
     fleet: "Fleet | None"
     buckets: Buckets
+    deadlines: Deadlines
 
     def provider(self, name: str) -> Provider:
         """The provider called `name`; NotFound for an unknown one, UpstreamUnavailable without a key."""
@@ -137,13 +139,11 @@ class Desk:
             )
         return NotFound(f"there is no such provider; known are: {', '.join(PROVIDER_NAMES)}")
 
-    def bucket(self, request: web.Request) -> str:
+    def bucket(self, request: Request) -> str:
         """What the visitor is counted under."""
         return self.buckets.of(request)
 
-    def observe(
-        self, request: web.Request, bucket: str, kind: Kind, provider: str, question: str
-    ) -> Observation:
+    def observe(self, request: Request, bucket: str, kind: Kind, provider: str, question: str) -> Observation:
         """Begin to watch one question."""
         bot = is_bot(request.headers.get(hdrs.USER_AGENT, ""))
         by_words = self.settings.kb.embedder == "none"
@@ -163,13 +163,7 @@ class Desk:
 
     def within(self, place: Place) -> Deadline:
         """The time that one answer may take."""
-        seconds = self.settings.proxy.answer_timeout_s
-        return place.within(
-            seconds,
-            UpstreamTimeout(
-                f"API proxy error: the answer took longer than {seconds:g} s (MOGINE_ANSWER_TIMEOUT)"
-            ),
-        )
+        return place.within(self.deadlines)
 
 
 DESK = web.AppKey("DESK", Desk)
@@ -212,6 +206,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             remote,
             fleet,
             Buckets(settings.access.trusted_proxies),
+            Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )
         yield
 
@@ -236,6 +231,13 @@ async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterato
         yield joined
 
 
+def _took_too_long(settings: Settings) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"API proxy error: the answer took longer than {settings.proxy.answer_timeout_s:g} s"
+        " (MOGINE_ANSWER_TIMEOUT)"
+    )
+
+
 def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     """The budget of a home, not looked up yet."""
     amounts = Amounts(settings.access.daily_budget_cny, settings.access.monthly_budget_cny)
@@ -243,7 +245,7 @@ def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
 
 
-def told(request: web.Request, error: Exception, seen: Observation) -> ErrorEnvelope:
+def told(request: Request, error: Exception, seen: Observation) -> ErrorEnvelope:
     """The envelope of an error inside an answer that has begun; what is our fault goes to the log."""
     seen.error = error
     if isinstance(error, MogineError):

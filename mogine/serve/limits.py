@@ -181,6 +181,38 @@ class Limits:
             self._open.pop(place.visitor, None)
 
 
+class Deadlines:
+    """Ends the answers that take longer than `seconds`: one timer for all of them, since they are due in the
+    order in which they began. `error` makes what they end with."""
+
+    def __init__(self, seconds: float, error: Callable[[], MogineError]) -> None:
+        self._seconds = seconds
+        self._error = error
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[Deadline, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, deadline: "Deadline") -> None:
+        """From now on it counts."""
+        due = self._due[deadline] = self._loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._ring)
+
+    def end(self, deadline: "Deadline") -> None:
+        """It is over, in time."""
+        self._due.pop(deadline, None)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for deadline, due in tuple(self._due.items()):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._ring)
+                break
+            del self._due[deadline]
+            deadline.end(self._error())
+
+
 class Place:
     """One open answer: counted while `with` holds, and ended from outside by `stop`."""
 
@@ -206,9 +238,9 @@ class Place:
         """`Limits.refund`."""
         return self._limits.refund(self.visitor)
 
-    def within(self, seconds: float, error: MogineError) -> "Deadline":
-        """A context that ends with `error` after `seconds`, or with the error that `stop` gives."""
-        self.deadline = Deadline(seconds, error)
+    def within(self, deadlines: Deadlines) -> "Deadline":
+        """A context that ends when `deadlines` say so, or with the error that `stop` gives."""
+        self.deadline = Deadline(deadlines)
         return self.deadline
 
     def stop(self, error: MogineError) -> None:
@@ -220,37 +252,33 @@ class Place:
 class Deadline:
     """Ends the block that it surrounds, at a time limit or when told to, by raising its error there.
 
-    What asyncio.timeout does, at a third of its price, and with an error that can change.
+    What asyncio.timeout does, at a small part of its price, and with an error of choice.
     """
 
-    __slots__ = ("_cancelling", "_ended", "_error", "_seconds", "_task", "_timer")
+    __slots__ = ("_cancelling", "_deadlines", "_error", "_task")
 
-    def __init__(self, seconds: float, error: MogineError) -> None:
-        self._seconds = seconds
-        self._error = error
-        self._ended = False
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._error: MogineError | None = None  # set once it has ended
         self._cancelling = 0
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
         if self._task is None:
             raise RuntimeError("a deadline works inside of a task")
         self._cancelling = self._task.cancelling()
-        self._timer = loop.call_later(self._seconds, self._ring)
+        self._deadlines.begin(self)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.end(self)
         # Someone else may have cancelled the task, too: then that counts.
         if (
-            self._ended
+            self._error is not None
             and task is not None
             and task.uncancel() <= self._cancelling
             and kind is not None
@@ -260,11 +288,6 @@ class Deadline:
 
     def end(self, error: MogineError) -> None:
         """Raise `error` in the block now; too late is no harm."""
-        if not self._ended:
+        if self._task is not None and self._error is None:
             self._error = error
-            self._ring()
-
-    def _ring(self) -> None:
-        if self._task is not None and not self._ended:
-            self._ended = True
             self._task.cancel()

@@ -45,14 +45,9 @@ class Price:
 
     def cost_cny(self, usage: Usage) -> float:
         """What `usage` costs."""
-        tier = next(
-            (
-                t
-                for t in self.tiers
-                if usage.prompt_tokens <= t.up_to_input and usage.completion_tokens <= t.up_to_output
-            ),
-            self.tiers[-1],
-        )
+        for tier in self.tiers:
+            if usage.prompt_tokens <= tier.up_to_input and usage.completion_tokens <= tier.up_to_output:
+                break
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         total = (
             (usage.prompt_tokens - cached) * tier.input

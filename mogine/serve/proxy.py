@@ -15,16 +15,23 @@ from mogine.serve.keys import METERS, STATE
 from mogine.serve.metrics import Snapshot
 from mogine.serve.replay import keeping
 from mogine.serve.shared import REPORT_S
-from mogine.settings import Settings
+from mogine.settings import PROVIDER_NAMES, Settings
 
 BREAKER = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
+LLM_PATHS = {f"/api/llm/{name}": {"provider": name} for name in PROVIDER_NAMES}
 ROUTES = (
-    Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR),
-    Route(hdrs.METH_POST, "/v1/chat/completions", v1.completions, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR, short=LLM_PATHS),
+    Route(
+        hdrs.METH_POST,
+        "/v1/chat/completions",
+        v1.completions,
+        Access.VISITOR,
+        short={"/v1/chat/completions": {}},
+    ),
     Route(hdrs.METH_GET, "/v1/models", v1.models, Access.VISITOR),
     Route(hdrs.METH_GET, "/v1/models/{id:.+}", v1.model, Access.VISITOR),
-    Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR, short={"/api/chat": {}}),
     Route(hdrs.METH_POST, "/api/chat/resume", chat.resume, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/chat/stop", chat.stop, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/feedback", feedback.feedback, Access.VISITOR),

@@ -16,13 +16,17 @@ from dataclasses import dataclass, field, replace
 from aiohttp import web
 
 from mogine.errors import SettingsError, Unavailable
-from mogine.serve.keys import STATE
+from mogine.serve.app import SHORT_ROUTES
+from mogine.serve.dialects import max_body_bytes
+from mogine.serve.keys import SETTINGS, STATE
+from mogine.serve.lane import Lanes
 from mogine.serve.shared import SHARED, Remote
 from mogine.settings import Settings
 
 KEEP_ALIVE_S = 30.0  # also what a visitor has to send a request's head
 UNACKNOWLEDGED_MS = 60_000
 BACKLOG = 1024
+SEND_BUFFER_BYTES = 128 * 1024
 CLEANUP_S = 2.0
 MAX_LINE_BYTES = 32 * 1024  # a search of 2,000 characters stands in the address, with up to 12 bytes each
 POLL_S = 0.05
@@ -229,9 +233,23 @@ async def _open(
     )
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
+    protocol: Callable[[], asyncio.Protocol] | None = runner.server
+    if protocol is None:
+        raise RuntimeError("a server that is set up takes connections")
+    if app[SHORT_ROUTES]:
+        lanes = Lanes(
+            app,
+            protocol,
+            max_body_bytes=max_body_bytes(app[SETTINGS].proxy),
+            keep_alive_s=KEEP_ALIVE_S,
+        )
+        stack.push_async_callback(lanes.shutdown, CLEANUP_S)
+        protocol = lanes
+    loop = asyncio.get_running_loop()
     for each in sockets:
         try:
-            await web.SockSite(runner, each, backlog=BACKLOG).start()
+            listener = await loop.create_server(protocol, sock=each, backlog=BACKLOG)
+            stack.callback(listener.close)
         except OSError as error:  # two runs may bind one port as long as neither listens
             host, port, *_ = each.getsockname()
             raise _no_port(error, host, port, server.port_setting) from error
@@ -258,6 +276,8 @@ def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[so
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Else the system takes up to 4 MiB of an answer from the vendor for a reader who has stopped.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # Who acknowledges nothing for a minute is gone; connections inherit this from their listener.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
