@@ -66,7 +66,7 @@ def rows(count: int, days: int, until: datetime, seed: int = 7) -> Iterator[Quer
                 "常见问题",
                 f"https://www.example.com/{source}",
                 "",
-                0.4 + rng.random() / 2,
+                round(0.4 + rng.random() / 2, 4),  # as answer.cite rounds them
             )
             for k, source in enumerate(rng.sample(documents, 3))
         )

@@ -21,7 +21,8 @@ BOM = "\ufeff"
 COLUMNS = ("id", "started_at", *(f.name for f in fields(QueryRecord) if f.name not in ("id", "started_at")))
 
 # A spreadsheet takes a cell that begins so for a formula, also behind blanks and characters of no width.
-_FORMULA = re.compile(r"[\s\ufeff\u200b-\u200f\u2060\x00-\x1f]*[=+\-@＝＋－＠﹢﹣﹦﹫\t\r\n]")
+FORMULA_SIGNS = "=+-@＝＋－＠﹢﹣﹦﹫\t\r\n"
+_FORMULA = re.compile(rf"[\s\ufeff\u200b-\u200f\u2060\x00-\x1f]*[{re.escape(FORMULA_SIGNS)}]")
 _BREAKS = re.compile(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
@@ -49,12 +50,22 @@ def render(rows: Iterable[Mapping[str, Any]], format: str, *, bom: bool = False)
 
     `bom` puts the mark in front by which Excel knows UTF-8. Raises RequestError(reason="bad_filter").
     """
-    if format not in FORMATS:
-        raise RequestError(f"format must be one of {', '.join(FORMATS)}", reason="bad_filter", param="format")
+    check_format(format)
     pieces = {"csv": _csv, "json": _json, "ndjson": _ndjson}[format](rows)
     if bom and format == "csv":
         yield BOM
     yield from pieces
+
+
+def check_format(format: str) -> None:
+    """Raises RequestError(reason="bad_filter") for a format that there is not."""
+    if format not in FORMATS:
+        raise RequestError(f"format must be one of {', '.join(FORMATS)}", reason="bad_filter", param="format")
+
+
+def heading(columns: Iterable[str]) -> str:
+    """The first line of a CSV."""
+    return _writer()(columns)
 
 
 def render_records(records: Iterable[QueryRecord], format: str, *, bom: bool = False) -> Iterator[str]:

@@ -106,8 +106,9 @@ def forget(
         spooled = Spool(folder / "spool").erase(wish.fits)
         if store.exists():
             store.prepare()
-            size = size_bytes(store.path)
             sum_up(store, before=END_OF_TIME, wait=True, sleep=sleep)
+            store.checkpoint()
+            size = size_bytes(store.path)
             for seqs in _find(store, wish):
                 rows += store.delete_rows(seqs)
                 sleep(0.01)

@@ -3,6 +3,7 @@
 MIGRATION_SET = "analytics"
 APPLICATION_ID = 0x6D6F6769  # "mogi": tells our file from any other SQLite file
 SEQ_BITS = 20
+BUCKET_BITS = 46  # a bucket is 18.6 hours
 
 # `seq` is the start in milliseconds shifted left by 20 bits, plus 20 bits taken from the id. So the rows
 # lie on disk in order of time, a window of time is one range of keys, every index is by its nature

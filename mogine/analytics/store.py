@@ -38,6 +38,7 @@ MAX_SEARCH_CHARS = 100
 MAX_TEXT_CHARS = 128 * 1024
 MAX_WORD_CHARS = 512
 MAX_INTEGER = 2**53
+COST_DIGITS = 10  # behind the point, of CNY: what floating point adds further right is noise
 MAX_FEEDBACK_AGE_MS = 24 * 3_600_000
 TOO_LONG = "this would take too long; ask for fewer days or a narrower filter"
 SEARCH_CHUNK = 256
@@ -412,6 +413,12 @@ class AnalyticsStore:
     def _erase(self, writer: sqlite3.Connection, low: int, high: int, rows: int) -> None:
         """All rows from `low` to `high`, which are `rows`, and every trace of their words."""
         search.unseal(writer, low, high)
+        known = state(writer)
+        unsummed = writer.execute(
+            "SELECT count(*) FROM queries WHERE seq >= ?1 AND seq <= ?2 AND (seq > ?3 OR seq IN "
+            "(SELECT seq FROM uncounted WHERE seq >= ?1 AND seq <= ?2))",
+            (low, high, known["summed_upto"]),
+        ).fetchone()[0]
         for table in _KEYED_BY_ROW:
             writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
         quarter = rollups.ASKED_QUARTERS * rollups.QUARTER_MS
@@ -419,7 +426,7 @@ class AnalyticsStore:
         writer.execute(
             "DELETE FROM asked WHERE slot >= ? AND slot <= ? AND seq >= ? AND seq <= ?", (*slots, low, high)
         )
-        set_state(writer, gone=state(writer)["gone"] + rows)
+        set_state(writer, gone=known["gone"] + rows - unsummed)
 
     def recount(self) -> None:
         """Finds out how many of the summed rows are no longer there; nobody may delete meanwhile."""
@@ -577,6 +584,32 @@ class AnalyticsStore:
             if len(rows) < batch:
                 return
             after = rows[-1]["seq"]
+
+    def batches(
+        self, selection: Selection, size: int, deadline_s: float | None = None
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """`selection` cut into conditions on `queries q` (with their values), oldest first, that at most
+        `size` rows meet each."""
+        if selection.search:
+            with self.reader(deadline_s) as reader:
+                seqs = _found(reader, selection)
+            for start in range(len(seqs) - 1, -1, -size):
+                yield _LISTED, [json.dumps(seqs[max(0, start - size + 1) : start + 1].tolist())]
+            return
+        where, params = _where(selection)
+        after = -1
+        while True:
+            with self.reader(deadline_s) as reader:
+                last, rows = reader.one(
+                    "SELECT max(seq), count(*) FROM (SELECT q.seq FROM queries q "  # noqa: S608
+                    f"WHERE {where} AND q.seq > ? ORDER BY q.seq LIMIT ?)",
+                    [*params, after, size],
+                )
+            if rows:
+                yield f"{where} AND q.seq > ? AND q.seq <= ?", [*params, after, last]
+            if rows < size:
+                return
+            after = last
 
     def _iterate_found(
         self, selection: Selection, batch: int, deadline_s: float | None
@@ -780,7 +813,7 @@ def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[
         _integer(record.completion_tokens),
         _integer(record.reasoning_tokens),
         int(record.tokens_estimated),
-        _real(record.cost_cny),
+        _real(record.cost_cny, COST_DIGITS),
         _integer(record.first_token_ms),
         _integer(record.duration_ms),
         _word(record.feedback),
@@ -952,6 +985,8 @@ def _integer(value: int | None) -> int | None:
     return None if value is None else max(0, min(int(value), MAX_INTEGER))
 
 
-def _real(value: float | None) -> float | None:
+def _real(value: float | None, digits: int | None = None) -> float | None:
     # SQLite keeps NaN as NULL; infinity would spoil every sum.
-    return None if value is None or value - value != 0 else float(value)
+    if value is None or value - value != 0:
+        return None
+    return float(value) if digits is None else round(float(value), digits)

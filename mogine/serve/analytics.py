@@ -14,7 +14,8 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.analytics.export import FORMATS, MEDIA_TYPES, render_records, to_dict
+from mogine.analytics.export import FORMATS, MEDIA_TYPES, to_dict
+from mogine.analytics.lines import Piece, render_rows
 from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSES, Selection, Window
 from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 DEADLINE_S = 2.0
 MAX_LIMIT = 1000
 HEALTH_AGE_S = 5.0
-PIECE_CHARS = 64 * 1024
+PIECE_BYTES = 64 * 1024
 MAX_LINK_BYTES = 1024
 GAP = "/api/analytics/gaps/{id:[0-9]{1,15}}"
 FILTERS = (
@@ -159,8 +160,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     kind = filters.one_of("format", FORMATS) or "csv"
     selection = filters.selection(days=filters.whole("days", 0, 1, MAX_DAYS))
     bom = filters.one_of("bom", ("0", "1")) != "0"
-    rows = request.app[STORE].iterate(selection, deadline_s=DEADLINE_S)
-    pieces = render_records(rows, kind, bom=bom)
+    pieces = render_rows(request.app[STORE], selection, kind, bom=bom, deadline_s=DEADLINE_S)
     # The first piece before the head: what fails at once is still told as a plain error.
     first = await asyncio.to_thread(_next_piece, pieces)
     response = web.StreamResponse(
@@ -364,13 +364,11 @@ def _problems(app: web.Application) -> dict[str, str]:
     return {"database": known.problem} if known and known.problem else {}
 
 
-def _next_piece(pieces: Iterator[str]) -> bytes:
-    """About 64 KiB of the file; nothing at its end."""
-    taken: list[str] = []
-    size = 0
+def _next_piece(pieces: Iterator[Piece]) -> bytes:
+    """The next lines of the file, with its beginning what belongs before them; nothing at its end."""
+    taken = b""
     for piece in pieces:
-        taken.append(piece)
-        size += len(piece)
-        if size >= PIECE_CHARS:
+        taken += piece.data
+        if len(taken) >= PIECE_BYTES:
             break
-    return "".join(taken).encode()
+    return taken

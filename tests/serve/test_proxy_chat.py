@@ -168,6 +168,41 @@ async def test_with_no_key_at_all_the_passages_themselves_are_the_answer(serve: 
     assert of(reply, "done")[0]["answered"] == "no"
 
 
+@pytest.mark.parametrize(
+    ("answer", "answered", "signals"),
+    [
+        (("三个工作日[1]。",), "yes", ()),
+        (("抱歉，我不知道。", "[0]"), "no", ("declined",)),
+        (("抱歉，资料中没有相关内容。",), "no", ("declined",)),
+        (("I am sorry, the documents do not mention that.",), "no", ("declined",)),
+        (("大概三个工作日。",), "unknown", ()),
+        (("三个工作日[1]。别的我不知道。",), "yes", ()),
+    ],
+)
+async def test_a_row_keeps_what_tells_that_a_question_went_unanswered(
+    serve: Start, home: Path, answer: tuple[str, ...], answered: str, signals: tuple[str, ...]
+) -> None:
+    async with DoubaoFake(script(say(*answer))) as fake:
+        served = await knowing(serve, home, fake.environ)
+        reply = await served.post(CHAT, {"question": "退款在收到退货后几个工作日退回？"})
+    row = await served.row_with("ok")
+    assert (of(reply, "done")[0]["answered"], row.answered, row.signals) == (answered, answered, signals)
+    assert "[0]" not in row.answer + "".join(data["text"] for data in of(reply, "delta"))
+
+
+async def test_no_passage_is_a_signal_and_no_knowledge_base_is_none(
+    serve: Start, home: Path, doubao: DoubaoFake
+) -> None:
+    async with DoubaoFake(script(say("您好！"))) as fake:
+        served = await knowing(serve, home, fake.environ)
+        await served.post(CHAT, {"question": "xyzzy"})
+        assert [(r.answered, r.signals) for r in await served.rows()] == [("no", ("no_passage",))]
+        with closed_port() as port:
+            away = await serve(env={**fake.environ, "MOGINE_KB_URL": f"http://127.0.0.1:{port}"})
+            await away.post(CHAT, {"question": "xyzzy"})
+            assert [(r.answered, r.signals) for r in (await away.rows())[1:]] == [("unknown", ())]
+
+
 async def test_an_application_that_cites_for_itself_is_shown_when_we_found_nothing(serve: Start) -> None:
     steps = script(cite(1, title="开放时间", text="八点开门"), say("八点<ref>[1]</ref>"))
     async with DashScopeFake(steps) as fake:
