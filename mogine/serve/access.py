@@ -179,7 +179,7 @@ class Gate:
             given.strip().encode("utf-8", "surrogateescape"), self._token().encode()
         ):
             return
-        if not values and self._admits(request):
+        if not values and isinstance(request, web.Request) and self._admits(request):
             return
         if values:
             self._failures[address] = [*recent, now]
