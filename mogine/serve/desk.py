@@ -34,7 +34,7 @@ from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Deadlines, Limits, Place
-from mogine.serve.observe import Observation
+from mogine.serve.observe import SURE_SCORE, SURE_SCORE_BY_WORDS, Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
 from mogine.serve.requests import Request
@@ -146,7 +146,16 @@ class Desk:
     def observe(self, request: Request, bucket: str, kind: Kind, provider: str, question: str) -> Observation:
         """Begin to watch one question."""
         bot = is_bot(request.headers.get(hdrs.USER_AGENT, ""))
-        return Observation(request[REQUEST_ID], kind, self.visitors.hash(bucket), provider, question, bot=bot)
+        by_words = self.settings.kb.embedder == "none"
+        return Observation(
+            request[REQUEST_ID],
+            kind,
+            self.visitors.hash(bucket),
+            provider,
+            question,
+            bot=bot,
+            sure_score=SURE_SCORE_BY_WORDS if by_words else SURE_SCORE,
+        )
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""
@@ -165,6 +174,8 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     timezone = ZoneInfo(settings.analytics.timezone)
     prices = Prices(shipped_prices(), own_prices(app[SITE].prices))
+    site = SiteFile(settings.home / "site.toml", app[SITE])
+    app[STATE].on_hangup.append(lambda: renew_prices(prices, site))
     budget = open_budget(settings, timezone)
     remote = app.get(SHARED)
     limits = (
@@ -184,7 +195,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     ):
         app[DESK] = Desk(
             settings,
-            SiteFile(settings.home / "site.toml", app[SITE]),
+            site,
             providers,
             knowledge,
             recorder,
@@ -200,6 +211,14 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )
         yield
+
+
+def renew_prices(prices: Prices, site: SiteFile) -> None:
+    """Take up `[prices]` of `site.toml`; a mistake there leaves the prices as they were."""
+    try:
+        prices.renew(own_prices(site.read_again().prices))
+    except SettingsError as error:
+        log.error("the prices stay as they were: %s", error.message)
 
 
 @asynccontextmanager
