@@ -118,7 +118,7 @@ async def test_refusals_and_stalls_of_every_vendor_are_errors_of_the_client(
     async with FAKES[name](refuse(401)) as fake:
         served = await serve(env={**environ(fake), "MOGINE_FIRST_BYTE_TIMEOUT": "0.2"})
         async with client_of(served) as client:
-            for play, status in ((refuse(401), 502), (refuse(400), 400), (hang(), 504)):
+            for play, status in ((refuse(401), 502), (refuse(404), 502), (hang(), 504)):
                 fake.play(play)
                 with pytest.raises(openai.APIStatusError) as refused:
                     await client.chat.completions.create(model=name, messages=ASK, stream=stream)
