@@ -259,8 +259,27 @@ class AnalyticsStore:
                 steps.apply(Database(connection, recursive_triggers=False))
                 connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # after some failures it has been undone already
+                    connection.execute("ROLLBACK")
                 raise
+
+    def check(self, limit_s: float) -> None:
+        """Looks through the pages of the file for at most `limit_s`. Raises Damaged, StoreError."""
+        if not self.exists():
+            return
+        end = time.monotonic() + limit_s
+        with self.translated(), contextlib.closing(self.open_reader()) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > end, PROGRESS_STEPS)
+            try:
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                    return  # as far as it went all is well
+                raise
+        if found != "ok":
+            damage = Damaged(f"{self.name} is damaged ({str(found).splitlines()[0]})")
+            damage.inode = self._current_inode()
+            raise damage
 
     def _back_up(self, step: str) -> None:
         stamp = f"{self._clock():%Y%m%dT%H%M%S%fZ}"
@@ -538,6 +557,14 @@ class AnalyticsStore:
                 "SELECT started_ms + coalesce(duration_ms, 0) FROM queries ORDER BY seq DESC LIMIT 1"
             )
         return Summary(rows, from_epoch_ms(newest[0][0]) if newest else None, lost)
+
+    def is_crowded(self, rows: int) -> bool:
+        """Whether more than so many rows are not summed yet."""
+        with self.reader() as reader:
+            upto = state(reader.connection)["summed_upto"]
+            return bool(
+                reader.all("SELECT 1 FROM queries WHERE seq > ? ORDER BY seq LIMIT 1 OFFSET ?", (upto, rows))
+            )
 
     def newest_at(self) -> datetime | None:
         """When the newest question was asked."""
