@@ -38,7 +38,7 @@ needs_strace = pytest.mark.skipif(
 def is_sound(path: Path) -> bool:
     connection = sqlite3.connect(path)
     try:
-        return connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return bool(connection.execute("PRAGMA integrity_check").fetchone() == ("ok",))
     finally:
         connection.close()
 
@@ -131,16 +131,16 @@ def flip(path: Path, place: float, size: int = 64) -> None:
         file.write(os.urandom(size))
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "head": lambda path: flip(path, 0),
     "first pages": lambda path: flip(path, 0.02, 4096),
     "middle": lambda path: flip(path, 0.5, 4096),
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: os.truncate(path, 0),
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)) and None,
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "gone": lambda path: path.unlink(),
-    "journal": lambda path: Path(f"{path}-wal").write_bytes(os.urandom(9000)) and None,
-    "index of the journal": lambda path: Path(f"{path}-shm").write_bytes(os.urandom(32768)) and None,
+    "journal": lambda path: Path(f"{path}-wal").write_bytes(os.urandom(9000)),
+    "index of the journal": lambda path: Path(f"{path}-shm").write_bytes(os.urandom(32768)),
 }
 
 
