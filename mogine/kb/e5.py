@@ -46,7 +46,7 @@ class E5Engine:
         )
         # It keeps the 21 MB that it was read from, for other processors than ours.
         vars(self._session).pop("_model_bytes", None)
-        _give_back()
+        give_back_memory()
 
     @property
     def dimensions(self) -> int:
@@ -80,8 +80,8 @@ class E5Engine:
         return (total / np.linalg.norm(total)).astype(np.float32)
 
 
-def _give_back() -> None:
-    """To the system what expanding the weights took: glibc would keep 20 MB of it for later."""
+def give_back_memory() -> None:
+    """To the system, what is free: glibc would keep 20 MB of what expanding the weights took for later."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

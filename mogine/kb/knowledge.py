@@ -11,6 +11,7 @@ from mogine.kb.embedders import Embedder, NoEmbedder
 from mogine.kb.lexical import LexicalIndex
 from mogine.kb.manifest import Generation
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
+from mogine.kb.rounded import RoundedVectors
 from mogine.kb.texts import MAX_READERS, Readers
 from mogine.kb.vectors import VectorIndex
 
@@ -63,6 +64,7 @@ class KnowledgeBase:
             raise
         self._catalogue = Catalogue(self._readers)
         self._lexical = LexicalIndex(self._readers, manifest.passages)
+        self._rounded = RoundedVectors(self._readers)
 
     @property
     def name(self) -> str:
@@ -100,7 +102,8 @@ class KnowledgeBase:
                 shares = self._lexical.search(query, max(top_k, _CANDIDATES))
                 _go_on(is_wanted)
                 missing = [number for number in shares if number not in nearest]
-                cosines = {**nearest, **self._vectors.cosines(vector, missing)}
+                known = self._rounded if self._rounded.exist else self._vectors
+                cosines = {**nearest, **known.cosines(vector, missing)}
                 scores = self._fuse(query, cosines, shares)
         best = sorted(scores, key=lambda number: (-scores[number], number))[:top_k]
         passages = self._catalogue.passages(best)
