@@ -14,7 +14,8 @@ async def violations(page: Page, *, within: str = "") -> list[str]:
     await page.evaluate(SOURCE)
     context = {"include": [[within]]} if within else None
     found: dict[str, Any] = await page.evaluate(
-        "([context, rules]) => axe.run(context ?? document, { runOnly: { type: 'tag', values: rules } })",
+        "([context, rules]) => "
+        "axe.run(context ?? document, { runOnly: { type: 'tag', values: rules }, resultTypes: ['violations'] })",
         [context, RULES],
     )
     return [
