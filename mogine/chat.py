@@ -71,9 +71,13 @@ class Citation:
 
 @value(frozen=True, slots=True)
 class Citations:
-    """The passages an answer stands on; sent before its first word."""
+    """The passages an answer stands on; sent before its first word.
+
+    `searched` is False when there was no knowledge base to be asked, which is another thing than none found.
+    """
 
     items: tuple[Citation, ...]
+    searched: bool = True
 
 
 @value(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from mogine.commands import (
     deploy,
     doctor,
     forget,
+    gaps,
     home,
     kb,
     keys,
@@ -45,6 +46,7 @@ app.add_typer(kb.app, name="kb")
 app.command(short_help="Show what was asked, answered and spent.")(analytics.stats)
 app.command(short_help="List and follow recorded questions.")(analytics.queries)
 app.command(short_help="Write the record as CSV, JSON or NDJSON.")(analytics.export)
+app.add_typer(gaps.app, name="gaps")
 app.command(short_help="Delete old rows for good; made for cron.")(analytics.cleanup)
 app.command(short_help="Erase what was recorded of a visitor.")(forget.forget)
 app.command(short_help="Look for trouble; made for cron.")(check.check)

@@ -358,6 +358,12 @@ class ProxySettings:
         _seconds(0.05, 3600),
         "Seconds after which a visitor who reads nothing of an answer is disconnected",
     )
+    resume_grace_s: float = _setting(
+        "MOGINE_RESUME_GRACE",
+        15.0,
+        _seconds(0, 120),
+        "Seconds an answer of the widget goes on when the visitor's page is gone, to be read on the next one",
+    )
     shutdown_grace_s: float = _setting(
         "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
     )

@@ -11,6 +11,7 @@ from mogine.answer import (
     MIN_SCORE,
     AnswerEvent,
     Answering,
+    Declined,
     Manner,
     answer,
     estimate_tokens,
@@ -123,7 +124,7 @@ async def test_citations_come_first_then_who_answers_then_the_words() -> None:
 async def test_an_answer_does_without_a_knowledge_base(retriever: Shelf | None) -> None:
     provider = Speaker("a", said(Delta("好"), Finish("stop")))
     events = await collect(request("问"), [provider], retriever)
-    assert events[0] == Citations(())
+    assert events[0] == Citations((), searched=False)
     assert Delta("好") in events
     assert provider.asked[0].messages[-1].text == "问"
 
@@ -192,6 +193,38 @@ async def test_a_providers_own_sources_do_not_mix_with_ours() -> None:
     provider = Speaker("a", said(theirs, Delta("好"), Finish("stop")))
     assert theirs not in await collect(request("问"), [provider], Shelf([hit("一")]))
     assert theirs in await collect(request("问"), [provider], Shelf())
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["我不知道，请致电客服。[0]"],
+        ["我不知道，请致电客服。", "[", "0", "]"],
+        ["我不知道，", "请致电客服。[0", "]", ""],
+        ["我不知道，请致电客服。【0】"],
+        ["[0]", "我不知道，请致电客服。"],
+    ],
+)
+async def test_the_mark_of_an_answer_that_is_not_in_the_documents_is_not_shown(pieces: list[str]) -> None:
+    provider = Speaker("a", said(*map(Delta, pieces), Usage(1, 2), Finish("stop")))
+    events = await collect(request("问"), [provider], Shelf([hit("一")]))
+    text = "".join(event.text for event in events if isinstance(event, Delta))
+    assert text == "我不知道，请致电客服。"
+    assert events[-2:] == [Declined(), Finish("stop")]
+
+
+@pytest.mark.parametrize("text", ["见 [1] 和 [10]", "a[0", "x[", "【1】", "[[1]] 【", "list[0:2]"])
+async def test_other_brackets_reach_the_visitor_as_they_are(text: str) -> None:
+    for pieces in ([text], list(text)):
+        provider = Speaker("a", said(*map(Delta, pieces), Finish("stop")))
+        events = await collect(request("问"), [provider], Shelf([hit("一")]))
+        assert "".join(event.text for event in events if isinstance(event, Delta)) == text
+        assert Declined() not in events
+
+
+async def test_words_that_waited_are_told_also_where_no_finish_comes() -> None:
+    events = await collect(request("问"), [Speaker("a", said(Delta("a["), Delta("0")))], Shelf())
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "a[0"
 
 
 def test_a_short_follow_up_is_searched_with_the_question_before_it() -> None:

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import mogine
@@ -66,7 +66,7 @@ def rows(count: int, days: int, until: datetime, seed: int = 7) -> Iterator[Quer
                 "常见问题",
                 f"https://www.example.com/{source}",
                 "",
-                0.4 + rng.random() / 2,
+                round(0.4 + rng.random() / 2, 4),  # as answer.cite rounds them
             )
             for k, source in enumerate(rng.sample(documents, 3))
         )
@@ -143,9 +143,3 @@ def _row(
         feedback="up" if dice < 0.03 else "down" if dice > 0.925 and status == "ok" else "",
         bot=rng.random() < 0.01,
     )
-
-
-def midnight(now: datetime) -> datetime:
-    """The next midnight of Shanghai, to which the days of the benchmark reach."""
-    local = now + timedelta(hours=8)
-    return datetime(local.year, local.month, local.day, tzinfo=UTC) + timedelta(hours=16)

@@ -22,14 +22,14 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from benchmarks.analytics.rows import midnight, rows
+from benchmarks.analytics.rows import rows
 from benchmarks.startup import machine
 from mogine.analytics import reports, retention, rollups, tables, upkeep
 from mogine.analytics.recorder import Recorder
@@ -62,7 +62,9 @@ no_rest: Callable[[float], None] = lambda seconds: None  # noqa: E731
 def generate(store: AnalyticsStore, count: int, copies: int) -> dict[str, Any]:
     """Records `count` rows as the writer does, sums and indexes them, and repeats them."""
     store.prepare()
-    made = rows(count, DAYS, midnight(datetime.now(UTC)) - timedelta(days=1))
+    # Whole days of UTC, by which sums are kept: repeated further back, they meet without overlapping.
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    made = rows(count, DAYS, today)
     began, cpu, done = time.perf_counter(), time.process_time(), 0
     while batch := list(islice(made, BATCH)):
         store.insert(batch, busy_ms=60_000)

@@ -5,10 +5,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from datetime import datetime
 from typing import Any
 
-from mogine.analytics.records import QueryRecord
+from mogine.analytics.records import QueryRecord, time_text
 from mogine.analytics.store import GivenFeedback
 from mogine.errors import RequestError
 
@@ -22,14 +21,16 @@ BOM = "\ufeff"
 COLUMNS = ("id", "started_at", *(f.name for f in fields(QueryRecord) if f.name not in ("id", "started_at")))
 
 # A spreadsheet takes a cell that begins so for a formula, also behind blanks and characters of no width.
-_FORMULA = re.compile(r"[\s\ufeff\u200b-\u200f\u2060\x00-\x1f]*[=+\-@＝＋－＠﹢﹣﹦﹫\t\r\n]")
+FORMULA_SIGNS = "=+-@＝＋－＠﹢﹣﹦﹫\t\r\n"
+_FORMULA = re.compile(rf"[\s\ufeff\u200b-\u200f\u2060\x00-\x1f]*[{re.escape(FORMULA_SIGNS)}]")
 _BREAKS = re.compile(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 def to_dict(record: QueryRecord) -> dict[str, Any]:
     """One row as JSON tells it: exact, times in UTC."""
     values: dict[str, Any] = {name: getattr(record, name) for name in COLUMNS}
-    values["started_at"] = _time(record.started_at)
+    values["started_at"] = time_text(record.started_at)
+    values["signals"] = list(record.signals)
     values["citations"] = [
         {
             "number": c.number,
@@ -49,12 +50,22 @@ def render(rows: Iterable[Mapping[str, Any]], format: str, *, bom: bool = False)
 
     `bom` puts the mark in front by which Excel knows UTF-8. Raises RequestError(reason="bad_filter").
     """
-    if format not in FORMATS:
-        raise RequestError(f"format must be one of {', '.join(FORMATS)}", reason="bad_filter", param="format")
+    check_format(format)
     pieces = {"csv": _csv, "json": _json, "ndjson": _ndjson}[format](rows)
     if bom and format == "csv":
         yield BOM
     yield from pieces
+
+
+def check_format(format: str) -> None:
+    """Raises RequestError(reason="bad_filter") for a format that there is not."""
+    if format not in FORMATS:
+        raise RequestError(f"format must be one of {', '.join(FORMATS)}", reason="bad_filter", param="format")
+
+
+def heading(columns: Iterable[str]) -> str:
+    """The first line of a CSV."""
+    return _writer()(columns)
 
 
 def render_records(records: Iterable[QueryRecord], format: str, *, bom: bool = False) -> Iterator[str]:
@@ -74,9 +85,10 @@ def feedback_to_dict(given: GivenFeedback) -> dict[str, Any]:
     """One thumb as JSON tells it."""
     return {
         "id": given.id,
-        "started_at": _time(given.started_at),
-        "given_at": _time(given.given_at),
+        "started_at": time_text(given.started_at),
+        "given_at": time_text(given.given_at),
         "rating": given.rating,
+        "handoff": given.handoff,
         "reason": given.reason,
         "comment": given.comment,
         "question": given.question,
@@ -142,7 +154,3 @@ def _ndjson(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def _dump(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

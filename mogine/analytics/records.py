@@ -1,6 +1,7 @@
 """The nouns of analytics: one recorded question, a window of time, and what is picked out of the record."""
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import field
 from datetime import UTC, datetime, time, timedelta
 from typing import Literal
@@ -14,11 +15,14 @@ Kind = Literal["chat", "llm", "v1"]
 Status = Literal["ok", "error", "aborted", "refused"]
 Answered = Literal["yes", "no", "unknown"]
 Feedback = Literal["", "up", "down"]
+Signal = Literal["no_passage", "declined", "thumbs_down", "rephrased", "handoff"]
 
 KINDS: tuple[Kind, ...] = ("chat", "llm", "v1")
 STATUSES: tuple[Status, ...] = ("ok", "error", "aborted", "refused")
 ANSWERED: tuple[Answered, ...] = ("yes", "no", "unknown")
 RATINGS: tuple[Feedback, ...] = ("up", "down")
+# What tells that a question went unanswered. In the file each is a bit, by its place: new ones go to the end.
+SIGNALS: tuple[Signal, ...] = ("no_passage", "declined", "thumbs_down", "rephrased", "handoff")
 MAX_DAYS = 3660
 
 
@@ -46,7 +50,8 @@ class QueryRecord:
     envelope's `reason` ("" when all went well). None means not known, which is not zero.
     `bot` tells a crawler, by the name it gave itself; that name is not kept.
     Texts come as they are: the recorder masks them before anything is written. Of a citation the
-    excerpt is not kept.
+    excerpt is not kept. `signals` tell why the question counts as unanswered: no passage was near enough, the
+    answer said that it is not in the documents, a thumb down, the same words tried again, a person asked for.
     """
 
     started_at: datetime
@@ -73,12 +78,28 @@ class QueryRecord:
     duration_ms: int | None = None
     feedback: Feedback = ""
     bot: bool = False
+    signals: tuple[Signal, ...] = ()
 
     def __post_init__(self) -> None:
         if self.started_at.tzinfo is None:
             raise ValueError("started_at must be an aware time, in UTC")
         if not self.id:
             object.__setattr__(self, "id", new_id(self.started_at))
+
+
+def time_text(at: datetime) -> str:
+    """A moment (in UTC) as JSON tells it."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def signal_bits(signals: Iterable[str]) -> int:
+    """Signals as the number that stands for them in the file."""
+    return sum(1 << SIGNALS.index(signal) for signal in SIGNALS if signal in set(signals))
+
+
+def signals_of(bits: int) -> tuple[Signal, ...]:
+    """The other way round; bits that nobody knows are left out."""
+    return tuple(signal for place, signal in enumerate(SIGNALS) if bits >> place & 1)
 
 
 @value(frozen=True, slots=True)
@@ -121,7 +142,10 @@ class Window:
 
 @value(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which rows are wanted; "" and None pick everything. `search` is found in question or answer."""
+    """Which rows are wanted; "" and None pick everything. `search` is found in question or answer.
+
+    `unanswered` picks those with any of SIGNALS.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
@@ -133,4 +157,5 @@ class Selection:
     visitor: str = ""
     session: str = ""
     feedback: str = ""
+    unanswered: bool = False
     search: str = ""

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mogine.analytics import unanswered
 from mogine.analytics.records import MAX_DAYS
 from mogine.analytics.store import AnalyticsStore, locked_file, size_bytes
-from mogine.analytics.upkeep import Pace, purge_index, sum_up
+from mogine.analytics.upkeep import SETTLED, Pace, purge_index, sum_up
 from mogine.errors import RequestError
 
 MAX_QUIET = timedelta(days=2)
@@ -69,8 +70,11 @@ def cleanup(
         # A segment of the index that is just being built could take in what is deleted here.
         locked_file(store.path.with_name("index.lock"), wait=True),
     ):
+        # Also what stays: whoever asked before and after the cut would count as two visitors later.
+        sum_up(store, before=max(before, now - SETTLED), wait=True, sleep=sleep)
+        # Neither what the sums take nor what lies in the journal is anything that deleting frees.
+        _checkpoint(store, sleep)
         size = size_bytes(store.path)
-        sum_up(store, before=before, wait=True, sleep=sleep)
         deleted = _in_slices(
             lambda limit: store.delete_before(before, limit=limit), Pace(200, 50, 5_000, sleep)
         )
@@ -83,6 +87,7 @@ def tidy(store: AnalyticsStore, size: int, sleep: Callable[[float], None]) -> tu
 
     Whether nothing is left in the journal, and by how many bytes the files are smaller than `size`.
     """
+    unanswered.drop_deleted(store)
     purge_index(store, sleep=sleep)
     pace = Pace(200, 50, 10_000, sleep)
     more = True

@@ -105,14 +105,14 @@ class Rows:
         named = f"q.{column} <> '' AND NOT q.bot"
         earlier = (  # our own column names
             f"EXISTS (SELECT 1 FROM queries p WHERE {_REACH} AND p.{column} = q.{column} "  # noqa: S608
-            "AND p.seq < q.seq)"
+            "AND p.seq < q.seq AND NOT p.bot)"
         )
         if not self.late:
             return f"{named} AND NOT {earlier}"
         # One that came late is not the first when a later one was counted already.
         counted = (
             f"EXISTS (SELECT 1 FROM queries p WHERE {_AFTER} AND p.{column} = q.{column} "  # noqa: S608
-            "AND p.seq > q.seq "
+            "AND p.seq > q.seq AND NOT p.bot "
             "AND p.seq <= (SELECT value FROM state WHERE name = 'summed_upto') "
             "AND p.seq NOT IN (SELECT seq FROM uncounted))"
         )

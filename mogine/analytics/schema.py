@@ -3,6 +3,7 @@
 MIGRATION_SET = "analytics"
 APPLICATION_ID = 0x6D6F6769  # "mogi": tells our file from any other SQLite file
 SEQ_BITS = 20
+BUCKET_BITS = 46  # a bucket is 18.6 hours
 
 # `seq` is the start in milliseconds shifted left by 20 bits, plus 20 bits taken from the id. So the rows
 # lie on disk in order of time, a window of time is one range of keys, every index is by its nature
@@ -150,5 +151,41 @@ CREATE TABLE uncounted (
 )
 """
 
+# What went unanswered, and the gaps such questions fall into (unanswered.py). The first column of the index
+# is there to be equal: within it rows are in order of time. A gap lives as long as its questions do.
+GAPS = """
+ALTER TABLE queries ADD COLUMN signals INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE feedback ADD COLUMN handoff INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX queries_by_signals ON queries (bot) WHERE signals <> 0;
+CREATE TABLE gaps (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  status TEXT NOT NULL,
+  question TEXT NOT NULL,
+  embedder TEXT NOT NULL,
+  vector BLOB NOT NULL,
+  test TEXT NOT NULL,
+  nearest TEXT NOT NULL,
+  evidence TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  opened_ms INTEGER NOT NULL
+);
+CREATE TABLE gap_questions (
+  seq INTEGER PRIMARY KEY,
+  gap INTEGER NOT NULL
+);
+CREATE INDEX gap_questions_by_gap ON gap_questions (gap);
+CREATE TABLE gap_events (
+  gap INTEGER NOT NULL,
+  at_ms INTEGER NOT NULL,
+  status TEXT NOT NULL,
+  detail TEXT NOT NULL
+);
+CREATE INDEX gap_events_by_gap ON gap_events (gap)
+"""
+
 # Append only: a step that has been released is never edited, a change of the tables is a new step.
-STEPS: tuple[tuple[str, str], ...] = (("001_first_tables", FIRST_TABLES), ("002_rollups", ROLLUPS))
+STEPS: tuple[tuple[str, str], ...] = (
+    ("001_first_tables", FIRST_TABLES),
+    ("002_rollups", ROLLUPS),
+    ("003_gaps", GAPS),
+)

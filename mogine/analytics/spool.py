@@ -183,4 +183,5 @@ def _parse(line: bytes) -> QueryRecord:
     values: dict[str, Any] = json.loads(body)
     values["started_at"] = datetime.fromisoformat(values["started_at"])
     values["citations"] = tuple(Citation(**c) for c in values["citations"])
+    values["signals"] = tuple(values.get("signals", ()))  # lines of an older mogine have none
     return QueryRecord(**values)

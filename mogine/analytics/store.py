@@ -19,7 +19,14 @@ from urllib.parse import quote
 from zlib import crc32
 
 from mogine.analytics import rollups, search
-from mogine.analytics.records import QueryRecord, Selection, epoch_ms, from_epoch_ms
+from mogine.analytics.records import (
+    QueryRecord,
+    Selection,
+    epoch_ms,
+    from_epoch_ms,
+    signal_bits,
+    signals_of,
+)
 from mogine.analytics.schema import APPLICATION_ID, MIGRATION_SET, SEQ_BITS, STEPS
 from mogine.analytics.tables import BULK_SIZES, Bulk, set_state, state
 from mogine.chat import Citation
@@ -31,6 +38,7 @@ MAX_SEARCH_CHARS = 100
 MAX_TEXT_CHARS = 128 * 1024
 MAX_WORD_CHARS = 512
 MAX_INTEGER = 2**53
+COST_DIGITS = 10  # behind the point, of CNY: what floating point adds further right is noise
 MAX_FEEDBACK_AGE_MS = 24 * 3_600_000
 TOO_LONG = "this would take too long; ask for fewer days or a narrower filter"
 SEARCH_CHUNK = 256
@@ -39,7 +47,7 @@ PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: 
 _NUMBERS = (
     "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type", "answered",
     "top_score", "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
-    "first_token_ms", "duration_ms", "feedback", "bot",
+    "first_token_ms", "duration_ms", "feedback", "bot", "signals",
 )  # fmt: skip
 _ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
 _INSERT_ROWS = {
@@ -58,6 +66,8 @@ _SELECT_ROWS = (
     "t.question, t.answer FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
 )
 
+
+_KEYED_BY_ROW = ("texts", "citations", "feedback", "unindexed", "uncounted", "gap_questions", "queries")
 
 Bound = tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]
 
@@ -87,7 +97,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class GivenFeedback:
-    """A thumb with its words, and what it is about."""
+    """A thumb ("" when only a person was asked for) with its words, and what it is about."""
 
     id: str
     started_at: datetime
@@ -96,6 +106,7 @@ class GivenFeedback:
     reason: str
     comment: str
     question: str
+    handoff: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +316,10 @@ class AnalyticsStore:
 
         Returns how many were new, when they are on the disk. Raises Locked after `busy_ms`.
         """
-        rows = [as_row(record) for record in records]
+        return self.insert_bound([as_row(record) for record in records], busy_ms=busy_ms)
+
+    def insert_bound(self, rows: list[Bound], *, busy_ms: int = BUSY_MS) -> int:
+        """`insert` of what `as_row` has made of records."""
         while True:
             with self.transaction(busy_ms) as writer:
                 new = _insert_all(writer, rows)
@@ -321,10 +335,13 @@ class AnalyticsStore:
         *,
         reason: str = "",
         comment: str = "",
+        handoff: bool = False,
         at: datetime | None = None,
         asker: Asker | None = None,
     ) -> bool:
-        """Ties a thumb to the row of `id`; the last one counts.
+        """Ties a thumb to the row of `id`, or that a person was asked for (`rating` may then be "").
+
+        Of several thumbs the last one counts.
 
         False when there is no such row, or `asker` is given and it is not theirs: nobody learns which.
         """
@@ -336,11 +353,33 @@ class AnalyticsStore:
             seq = found["seq"]
             if asker is not None and epoch_ms(now) - (seq >> SEQ_BITS) > MAX_FEEDBACK_AGE_MS:
                 return False
-            rollups.change_feedback(writer, seq, _word(rating))
-            writer.execute("UPDATE queries SET feedback = ? WHERE seq = ?", (_word(rating), seq))
+            if rating:
+                rollups.change_feedback(writer, seq, _word(rating))
+                thumbs = signal_bits(["thumbs_down"])
+                writer.execute(
+                    "UPDATE queries SET feedback = ?, signals = signals & ~? | ? WHERE seq = ?",
+                    (_word(rating), thumbs, thumbs if rating == "down" else 0, seq),
+                )
+            if handoff:
+                writer.execute(
+                    "UPDATE queries SET signals = signals | ? WHERE seq = ?", (signal_bits(["handoff"]), seq)
+                )
+            # Each is told by itself: a thumb takes no wish for a person back, nor the other way round.
             writer.execute(
-                "INSERT OR REPLACE INTO feedback (seq, reason, comment, given_ms) VALUES (?, ?, ?, ?)",
-                (seq, _word(reason), _text(comment), epoch_ms(now)),
+                "INSERT INTO feedback (seq, reason, comment, given_ms, handoff) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (seq) DO UPDATE SET given_ms = excluded.given_ms, "
+                "handoff = max(handoff, excluded.handoff), "
+                "reason = CASE WHEN ? THEN excluded.reason ELSE reason END, "
+                "comment = CASE WHEN ? THEN excluded.comment ELSE comment END",
+                (
+                    seq,
+                    _word(reason),
+                    _text(comment),
+                    epoch_ms(now),
+                    int(handoff),
+                    bool(rating or reason),
+                    bool(rating or comment),
+                ),
             )
             return True
 
@@ -377,14 +416,20 @@ class AnalyticsStore:
     def _erase(self, writer: sqlite3.Connection, low: int, high: int, rows: int) -> None:
         """All rows from `low` to `high`, which are `rows`, and every trace of their words."""
         search.unseal(writer, low, high)
-        for table in ("texts", "citations", "feedback", "unindexed", "uncounted", "queries"):
+        known = state(writer)
+        unsummed = writer.execute(
+            "SELECT count(*) FROM queries WHERE seq >= ?1 AND seq <= ?2 AND (seq > ?3 OR seq IN "
+            "(SELECT seq FROM uncounted WHERE seq >= ?1 AND seq <= ?2))",
+            (low, high, known["summed_upto"]),
+        ).fetchone()[0]
+        for table in _KEYED_BY_ROW:
             writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
         quarter = rollups.ASKED_QUARTERS * rollups.QUARTER_MS
         slots = ((low >> SEQ_BITS) // quarter, (high >> SEQ_BITS) // quarter)
         writer.execute(
             "DELETE FROM asked WHERE slot >= ? AND slot <= ? AND seq >= ? AND seq <= ?", (*slots, low, high)
         )
-        set_state(writer, gone=state(writer)["gone"] + rows)
+        set_state(writer, gone=known["gone"] + rows - unsummed)
 
     def recount(self) -> None:
         """Finds out how many of the summed rows are no longer there; nobody may delete meanwhile."""
@@ -543,6 +588,32 @@ class AnalyticsStore:
                 return
             after = rows[-1]["seq"]
 
+    def batches(
+        self, selection: Selection, size: int, deadline_s: float | None = None
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """`selection` cut into conditions on `queries q` (with their values), oldest first, that at most
+        `size` rows meet each."""
+        if selection.search:
+            with self.reader(deadline_s) as reader:
+                seqs = _found(reader, selection)
+            for start in range(len(seqs) - 1, -1, -size):
+                yield _LISTED, [json.dumps(seqs[max(0, start - size + 1) : start + 1].tolist())]
+            return
+        where, params = _where(selection)
+        after = -1
+        while True:
+            with self.reader(deadline_s) as reader:
+                last, rows = reader.one(
+                    "SELECT max(seq), count(*) FROM (SELECT q.seq FROM queries q "  # noqa: S608
+                    f"WHERE {where} AND q.seq > ? ORDER BY q.seq LIMIT ?)",
+                    [*params, after, size],
+                )
+            if rows:
+                yield f"{where} AND q.seq > ? AND q.seq <= ?", [*params, after, last]
+            if rows < size:
+                return
+            after = last
+
     def _iterate_found(
         self, selection: Selection, batch: int, deadline_s: float | None
     ) -> Iterator[QueryRecord]:
@@ -563,15 +634,16 @@ class AnalyticsStore:
         while True:
             with self.reader() as reader:
                 rows = reader.all(
-                    "SELECT q.seq, q.id, f.given_ms, q.feedback, f.reason, f.comment, t.question "
+                    "SELECT q.seq, q.id, f.given_ms, q.feedback, f.reason, f.comment, t.question, f.handoff "
                     "FROM feedback f JOIN queries q ON q.seq = f.seq LEFT JOIN texts t ON t.seq = f.seq "
                     "WHERE f.seq > ? ORDER BY f.seq LIMIT ?",
                     (after, batch),
                 )
-            for seq, id, given_ms, rating, reason, comment, question in rows:
+            for seq, id, given_ms, rating, reason, comment, question, handoff in rows:
                 at = from_epoch_ms(seq >> SEQ_BITS)
                 given_at = from_epoch_ms(given_ms)
-                yield GivenFeedback(id, at, given_at, rating, reason, comment, question or "")
+                words = (rating, reason, comment, question or "")
+                yield GivenFeedback(id, at, given_at, *words, handoff=bool(handoff))
             if len(rows) < batch:
                 return
             after = rows[-1]["seq"]
@@ -724,7 +796,7 @@ def first_seq(at: datetime) -> int:
     return min(epoch_ms(at) << SEQ_BITS, 2**63 - 1)  # a filter may name the year 9999
 
 
-def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]:
+def as_row(record: QueryRecord) -> Bound:
     """What is bound for one record: every value fit for SQLite, whatever a visitor sent."""
     seq = first_seq(record.started_at) | (crc32(record.id.encode("utf-8", "replace")) & ((1 << SEQ_BITS) - 1))
     row = [
@@ -744,11 +816,12 @@ def as_row(record: QueryRecord) -> tuple[list[Any], tuple[str, str], list[tuple[
         _integer(record.completion_tokens),
         _integer(record.reasoning_tokens),
         int(record.tokens_estimated),
-        _real(record.cost_cny),
+        _real(record.cost_cny, COST_DIGITS),
         _integer(record.first_token_ms),
         _integer(record.duration_ms),
         _word(record.feedback),
         int(record.bot),
+        signal_bits(record.signals),
     ]
     citations = [
         (
@@ -776,6 +849,7 @@ def _record(row: sqlite3.Row, citations: tuple[Citation, ...]) -> QueryRecord:
     values = {name: row[name] for name in _NUMBERS}
     values["tokens_estimated"] = bool(values["tokens_estimated"])
     values["bot"] = bool(values["bot"])
+    values["signals"] = signals_of(values["signals"])
     return QueryRecord(
         id=row["id"],
         started_at=from_epoch_ms(row["seq"] >> SEQ_BITS),
@@ -814,6 +888,8 @@ def _where(selection: Selection) -> tuple[str, list[Any]]:
             else:
                 terms.append(_TERMS.get(name, f"q.{name} = ?"))
                 params.append(_word(value))
+    if selection.unanswered:
+        terms.append("q.bot = 0 AND q.signals <> 0")  # as the index has it
     return " AND ".join(terms), params
 
 
@@ -912,6 +988,8 @@ def _integer(value: int | None) -> int | None:
     return None if value is None else max(0, min(int(value), MAX_INTEGER))
 
 
-def _real(value: float | None) -> float | None:
+def _real(value: float | None, digits: int | None = None) -> float | None:
     # SQLite keeps NaN as NULL; infinity would spoil every sum.
-    return None if value is None or value - value != 0 else float(value)
+    if value is None or value - value != 0:
+        return None
+    return float(value) if digits is None else round(float(value), digits)

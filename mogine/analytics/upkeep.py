@@ -11,7 +11,7 @@ from itertools import islice
 from mogine.analytics import rollups, search
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
-from mogine.analytics.schema import SEQ_BITS
+from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
 from mogine.analytics.store import AnalyticsStore, first_seq, locked_file
 from mogine.analytics.tables import state
 from mogine.errors import Locked, MogineError
@@ -21,6 +21,7 @@ SETTLED = timedelta(minutes=10)
 SLICE_S = 0.02
 COLLECT_ROWS = 128
 HOUR_MS = 4 * QUARTER_MS
+REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see _REACH of rollups.py
 
 END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -170,8 +171,9 @@ class _Stopped(Exception):
 def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep = time.sleep) -> int:
     """Sums all hours anew whose rows are all there; how many rows that were.
 
-    The sums of hours that `cleanup` has deleted from stay as they are. Each hour is one transaction, so
-    that nobody waits long, and what is written meanwhile is counted too. Raises Locked while `cleanup` runs.
+    The sums of hours that `cleanup` has deleted from, and of the two days after them, stay as they are. Each
+    hour is one transaction, so that nobody waits long, and what is written meanwhile is counted too.
+    Raises Locked while `cleanup` runs.
     """
     rows = 0
     with locked_file(store.path.with_name("cleanup.lock")):
@@ -187,7 +189,8 @@ def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep 
                     (SEQ_BITS, HOUR_MS),
                 )
             ]
-        whole = -(-known["deleted_before"] // HOUR_MS)
+        # Shortly after what was deleted nobody can tell any more who had been there before.
+        whole = -(-(known["deleted_before"] + REACH_MS) // HOUR_MS) if known["deleted_before"] else 0
         for hour in hours:
             if hour >= whole:
                 with store.transaction(durable=False) as writer:

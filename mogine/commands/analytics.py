@@ -20,6 +20,7 @@ from mogine.errors import SettingsError
 from mogine.settings import Settings
 
 if TYPE_CHECKING:
+    from mogine.analytics.lines import Piece
     from mogine.analytics.records import QueryRecord, Selection
     from mogine.analytics.reports import Statistics, Table
     from mogine.analytics.store import AnalyticsStore
@@ -47,6 +48,7 @@ class What(StrEnum):
     queries = "queries"
     stats = "stats"
     feedback = "feedback"
+    gaps = "gaps"
 
 
 class Format(StrEnum):
@@ -143,7 +145,7 @@ def _show_statistics(found: "Statistics", *, compare: bool) -> None:
     typer.echo(f"{first} to {last} ({zone})\n")
     totals, before = found.totals, found.previous
     rows = [
-        (name, show(totals[key]), show(before[key]), _change(totals[key], before[key]))
+        (name, show(totals[key]), show(before[key]), _change(totals[key], before[key], show))
         for name, key, show in _TOTALS
         if totals[key] not in (None, 0) or (compare and before[key]) or key == "questions"
     ]
@@ -177,7 +179,12 @@ def _print_series(by: str, series: "Table") -> None:
         (by, lambda row: str(row[by]) or "-", True),
         ("asked", lambda row: _count(row["questions"]), True),
         ("", lambda row: _bar(row["questions"], most), not out.is_terminal or out.width >= ROOMY_WIDTH),
-        ("visitors", lambda row: _count(row["visitors"]), any(row.get("visitors") for row in rows)),
+        # Each visitor counts in the hour of the first question, which nobody would read out of a table.
+        (
+            "visitors",
+            lambda row: _count(row["visitors"]),
+            by != "hour" and any(row.get("visitors") for row in rows),
+        ),
         ("answered", lambda row: _percent(row["answered_share"]), True),
         ("errors", lambda row: _count(row["errors"]), any(row["errors"] for row in rows)),
         (
@@ -234,7 +241,9 @@ _TOTALS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
-def _change(now: float | None, before: float | None) -> str:
+def _change(now: float | None, before: float | None, show: Callable[[Any], str]) -> str:
+    if show is _percent:
+        return "-" if now is None or before is None else f"{100 * (now - before):+.1f} pt"
     return f"{(now or 0) / before - 1:+.0%}" if before else "-"
 
 
@@ -255,6 +264,7 @@ def queries(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as questions come.")] = False,
     status: Annotated[str, typer.Option(help="Only ok, error, aborted or refused.")] = "",
     search: Annotated[str, typer.Option(help="Only with this text in question or answer.")] = "",
+    unanswered: Annotated[bool, typer.Option("--unanswered", help="Only what went unanswered.")] = False,
     number: Annotated[int, typer.Option("-n", "--number", help="How many.", min=1, max=100_000)] = 100,
     as_json: Json = False,
 ) -> None:
@@ -278,7 +288,7 @@ def queries(
         raise SettingsError(f"--search takes at most {MAX_SEARCH_CHARS} characters")
     store = _store(settings)
     show = _json_line if as_json else _line_printer(ZoneInfo(settings.analytics.timezone))
-    selection = Selection(status=status, search=search)
+    selection = Selection(status=status, search=search, unanswered=unanswered)
     known = _recent(store, selection) if follow else {}
     records = store.page(selection, limit=number).records
     if not records and not follow and not as_json:
@@ -340,7 +350,7 @@ def _line_printer(zone: ZoneInfo) -> Callable[["QueryRecord"], str]:
 
 def export(
     ctx: typer.Context,
-    what: Annotated[What, typer.Argument(help="Rows, daily numbers or thumbs.")] = What.queries,
+    what: Annotated[What, typer.Argument(help="Rows, daily numbers, thumbs or gaps.")] = What.queries,
     format: Annotated[Format, typer.Option(help="The kind of file.")] = Format.csv,
     days: Annotated[
         int | None, typer.Option(help="Only the last whole days; everything otherwise.", min=1, max=3660)
@@ -360,7 +370,8 @@ def export(
 
       mogine export feedback --format ndjson | jq .comment
     """
-    from mogine.analytics.export import feedback_to_dict, render, render_records
+    from mogine.analytics.export import feedback_to_dict, render
+    from mogine.analytics.lines import render_rows
     from mogine.analytics.records import Selection, Window
     from mogine.analytics.reports import statistics
 
@@ -369,34 +380,65 @@ def export(
     zone = ZoneInfo(settings.analytics.timezone)
     window = Window.last_days(days or 30, datetime.now(UTC), zone)
     since = window.since if days else None
-    pieces: Iterable[str]
+    pieces: Iterable[str | bytes]
     match what:
         case What.queries:
             selection = Selection(since=since)
-            records = _counted(store.iterate(selection), lambda: store.count(selection))
-            pieces = render_records(records, format, bom=excel)
+            rows = render_rows(store, selection, format, bom=excel)
+            pieces = _counted(rows, lambda: store.count(selection))
         case What.stats:
             pieces = render(statistics(store, window).series.to_dicts(), format, bom=excel)
         case What.feedback:
             given = (feedback_to_dict(row) for row in store.iterate_feedback(since))
             pieces = render(given, format, bom=excel)
+        case What.gaps:
+            pieces = render(_gap_rows(settings), format, bom=excel)
     if output is None or str(output) == "-":
-        for piece in pieces:
-            sys.stdout.buffer.write(piece.encode())
+        sys.stdout.buffer.writelines(map(_bytes, pieces))
         sys.stdout.buffer.flush()
         return
     _write_file(output, pieces)
     typer.echo(f"written: {output} ({output.stat().st_size:,} bytes)", err=True)
 
 
-def _write_file(path: Path, pieces: Iterable[str]) -> None:
+def _gap_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Every gap, one level deep, so that it fits into a table."""
+    from mogine.gaps.loop import open_gaps
+
+    room = open_gaps(settings)
+    refreshed = room.refresh()
+    if refreshed.problem:
+        typer.echo(f"warning: not all could be looked at: {refreshed.problem}", err=True)
+    rows = []
+    for gap in (gap.to_dict() for gap in room.listed()[0]):
+        nearest, test, evidence = (gap.pop(name) or {} for name in ("nearest", "test", "evidence"))
+        rows.append(
+            {
+                **gap,
+                "nearest_source": nearest.get("source", ""),
+                "nearest_heading": nearest.get("heading", ""),
+                "nearest_score": nearest.get("score"),
+                "expect": test.get("document") or test.get("contains", ""),
+                "passed": evidence.get("passed"),
+                "rank": evidence.get("rank"),
+                "generation": evidence.get("generation", ""),
+            }
+        )
+    return rows
+
+
+def _bytes(piece: str | bytes) -> bytes:
+    return piece if isinstance(piece, bytes) else piece.encode()
+
+
+def _write_file(path: Path, pieces: Iterable[str | bytes]) -> None:
     """All or nothing: a run that fails leaves what was there before. Questions are nobody else's business."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.writelines(piece.encode() for piece in pieces)
+                file.writelines(map(_bytes, pieces))
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
@@ -404,16 +446,21 @@ def _write_file(path: Path, pieces: Iterable[str]) -> None:
         raise SettingsError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _counted(records: Iterator["QueryRecord"], count: Callable[[], int]) -> Iterator["QueryRecord"]:
-    """`records`, with a bar on stderr when somebody is looking at it."""
+def _counted(pieces: Iterator["Piece"], count: Callable[[], int]) -> Iterator[bytes]:
+    """The bytes of `pieces`, with a bar on stderr when somebody is looking at it."""
     if not sys.stderr.isatty():
-        yield from records
+        yield from (piece.data for piece in pieces)
         return
-    from rich.progress import track
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from mogine.commands.console import err
 
-    yield from track(records, "exporting", total=count(), console=err, transient=True)
+    columns = ("exporting", BarColumn(), MofNCompleteColumn(), "left", TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("", total=count())
+        for piece in pieces:
+            yield piece.data
+            progress.advance(task, piece.rows)
 
 
 # --- cleanup -------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ import typer
 
 from mogine.commands import console
 from mogine.commands.console import safe_json, safe_line
+from mogine.commands.gaps import print_changes
 from mogine.commands.kbtests import FOUND_SOMETHING, print_verdict, verdict_dict
 from mogine.commands.knowledge import tests_path
 from mogine.commands.shell import shell_of
-from mogine.errors import Forbidden, Locked, RequestError, UnreadableDocument
+from mogine.errors import Forbidden, Locked, MogineError, RequestError, UnreadableDocument
 
 if TYPE_CHECKING:
     from mogine.ingest.pipeline import Summary
@@ -86,6 +87,7 @@ def ingest(
         return
     summary = take_in(order, settings)
     _tell(summary, is_dry_run=dry_run, as_json=as_json)
+    _settle_gaps(summary, settings)
     if summary.is_held_back:
         raise typer.Exit(FOUND_SOMETHING)
     if not summary.took_anything:
@@ -181,6 +183,7 @@ def _watch(order: Order, settings: "Settings", *, as_json: bool) -> None:
                 order = replace(order, paths=tuple(str(path) for path in paths))
                 if summary.changes_anything or not problem:
                     _tell(summary, is_dry_run=False, as_json=as_json)
+                    _settle_gaps(summary, settings)
                 problem = ""
             last = now
         except (Locked, RequestError, UnreadableDocument) as error:
@@ -247,6 +250,20 @@ def _tell(summary: "Summary", *, is_dry_run: bool, as_json: bool) -> None:
             f"generation {summary.generation or '(none)'} serves on, because the gate is strict and a test "
             "got worse; `--gate warn` takes the documents in all the same"
         )
+
+
+def _settle_gaps(summary: "Summary", settings: "Settings") -> None:
+    """Gaps whose tests pass in the new generation close; those whose tests fail now are open again."""
+    if summary.verdict is None or summary.is_held_back or not settings.analytics_path.exists():
+        return
+    from mogine.gaps.loop import open_gaps
+
+    try:
+        outcomes = [change.after for change in summary.verdict.changes]
+        print_changes(open_gaps(settings).settle(outcomes))
+    except MogineError as error:
+        # The documents serve; the next look at the gaps finds the same.
+        console.err.print(f"warning: gaps were not looked at: {safe_line(error.message)}")
 
 
 def _print_plan(summary: "Summary") -> None:

@@ -161,7 +161,9 @@ def _tree(running: "Running | Group") -> list[str]:
         branches.append(("knowledge base", running.url("kb"), [("documents", _documents(settings))]))
     if "analytics" in running.names:
         days = f"kept {settings.analytics.retention_days} days, in {settings.analytics.timezone}"
-        branches.append(("analytics", running.url("analytics"), [("questions", days)]))
+        url = running.url("analytics")
+        dashboard = ("dashboard", f"{url}/dashboard/  (mogine admin link signs you in)")
+        branches.append(("analytics", url, [dashboard, ("questions", days)]))
     lines = []
     for place, (title, url, leaves) in enumerate(branches):
         is_last = place == len(branches) - 1

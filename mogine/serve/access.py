@@ -95,9 +95,16 @@ class Gate:
     """Decides for each request whether it may come in; one per server."""
 
     def __init__(
-        self, settings: Settings, token: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        token: str | Callable[[], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        admits: Callable[[web.Request], bool] = lambda request: False,
     ) -> None:
-        self._token = token.encode()
+        """`token` may change while it runs; `admits` knows the owner by something else than a token."""
+        self._token: Callable[[], str] = token if callable(token) else lambda: str(token)
+        self._admits = admits
         self._clock = clock
         self._trusted = settings.access.trusted_proxies
         self._origins = frozenset(settings.access.allowed_origins)
@@ -136,19 +143,28 @@ class Gate:
         """Exact match against the list, or the page came from this very server."""
         if origin in self._origins or "*" in self._origins:
             return True
-        parts = urlsplit(origin)
+        return self.is_own(origin, request)
+
+    @staticmethod
+    def is_own(origin: str, request: Request) -> bool:
+        """Whether the page came from this very server."""
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False  # brackets that hold no address
         own = request.headers.get(hdrs.HOST, "")
         return parts.scheme in ("http", "https") and bool(parts.netloc) and _same_host(parts, own)
 
-    def check_local(self, request: Request) -> None:
+    def check_local(self, request: web.Request) -> None:
         """Lets in who calls from this very machine, not through a proxy on it; else `check_admin`."""
         address = peer_of(request)
         forwarded = any(name in request.headers for name in FORWARDED)
         if forwarded or not (address and _is_loopback(address)):
             self.check_admin(request)
 
-    def check_admin(self, request: Request) -> None:
-        """Asks for `Authorization: Bearer TOKEN`; ten wrong ones a minute close the door for an address."""
+    def check_admin(self, request: web.Request) -> None:
+        """Asks for `Authorization: Bearer TOKEN`, or the cookie that a link of `mogine admin link` gave;
+        ten wrong tokens a minute close the door for an address."""
         address = client_address(request, self._trusted)
         now = self._clock()
         recent = [t for t in self._failures.get(address, ()) if now - t < 60]
@@ -160,8 +176,10 @@ class Gate:
         values = request.headers.getall(hdrs.AUTHORIZATION, ())
         scheme, _, given = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         if scheme.lower() == "bearer" and hmac.compare_digest(
-            given.strip().encode("utf-8", "surrogateescape"), self._token
+            given.strip().encode("utf-8", "surrogateescape"), self._token().encode()
         ):
+            return
+        if not values and isinstance(request, web.Request) and self._admits(request):
             return
         if values:
             self._failures[address] = [*recent, now]

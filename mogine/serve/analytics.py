@@ -1,27 +1,31 @@
 """The analytics server: health for everybody; numbers, rows, export and cleanup for the owner."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 import zoneinfo
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.analytics.export import FORMATS, MEDIA_TYPES, render_records, to_dict
+from mogine.analytics.export import FORMATS, MEDIA_TYPES, to_dict
+from mogine.analytics.lines import Piece, render_rows
 from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSES, Selection, Window
 from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
 from mogine.errors import MogineError, RequestError
+from mogine.gaps.loop import open_gaps
+from mogine.serve import dashboard, gaps
 from mogine.serve.access import Access
-from mogine.serve.app import Route, base_app, json_response, read_json
+from mogine.serve.app import DOORKEEPER, Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
 from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.settings import Settings
@@ -31,7 +35,9 @@ log = logging.getLogger(__name__)
 DEADLINE_S = 2.0
 MAX_LIMIT = 1000
 HEALTH_AGE_S = 5.0
-PIECE_CHARS = 64 * 1024
+PIECE_BYTES = 64 * 1024
+MAX_LINK_BYTES = 1024
+GAP = "/api/analytics/gaps/{id:[0-9]{1,15}}"
 FILTERS = (
     "provider",
     "model",
@@ -41,6 +47,7 @@ FILTERS = (
     "visitor",
     "session",
     "feedback",
+    "unanswered",
     "q",
     "since",
     "until",
@@ -63,17 +70,29 @@ HEALTH = web.AppKey("ANALYTICS_HEALTH", dict[str, Health])
 def create_app(settings: Settings) -> web.Application:
     """The server of port 8742."""
     routes = [
+        *dashboard.dashboard_routes(),
         Route("GET", "/api/analytics/health", health, Access.PUBLIC),
+        Route("POST", "/api/analytics/session", sign_in, Access.PUBLIC),
+        Route("GET", "/api/analytics/session", show_session, Access.ADMIN),
+        Route("DELETE", "/api/analytics/session", sign_out, Access.ADMIN),
         Route("GET", "/api/analytics/statistics", show_statistics, Access.ADMIN),
         Route("GET", "/api/analytics/queries", list_queries, Access.ADMIN),
         Route("GET", "/api/analytics/export", export, Access.ADMIN),
         Route("POST", "/api/analytics/cleanup", clean_up, Access.ADMIN),
+        Route("GET", "/api/analytics/gaps", gaps.list_gaps, Access.ADMIN),
+        Route("GET", GAP, gaps.show_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/accept", gaps.accept_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/ignore", gaps.ignore_gap, Access.ADMIN),
+        Route("POST", f"{GAP}/reopen", gaps.reopen_gap, Access.ADMIN),
         OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
     app[STORE] = AnalyticsStore(settings.analytics_path)
     app[HEALTH] = {}
-    app.cleanup_ctx.append(_keep_looking)
+    app[gaps.GAPS] = open_gaps(settings)
+    app[gaps.LOOKOUT] = gaps.Lookout(settings)
+    app.cleanup_ctx.append(gaps.keep_lookout)
+    app.cleanup_ctx.extend((_keep_looking, dashboard.keep_client))
     return app
 
 
@@ -85,11 +104,38 @@ async def health(request: web.Request) -> web.Response:
     return json_response((await _health(request.app)).body)
 
 
+async def sign_in(request: web.Request) -> web.Response:
+    """A link of `mogine admin link` becomes the cookie. By POST: whoever only looks at links uses none up."""
+    doorkeeper = request.app[DOORKEEPER]
+    link = (await read_json(request, MAX_LINK_BYTES)).get("link")
+    if not isinstance(link, str):
+        raise RequestError('"link" must be what stands behind #link= in the address', param="link")
+    if hdrs.ORIGIN in request.headers:
+        doorkeeper.check_page(request)
+    session = await asyncio.to_thread(doorkeeper.redeem, link)
+    response = json_response({"expires_at": session.expires_at.isoformat()})
+    doorkeeper.let_in(request, response, session)
+    log.info("the owner has signed in by a link")
+    return response
+
+
+async def show_session(request: web.Request) -> web.Response:
+    """Until when the cookie is good; null for a bearer of the token."""
+    session = request.app[DOORKEEPER].session(request)
+    return json_response({"expires_at": session and session.expires_at.isoformat()})
+
+
+async def sign_out(request: web.Request) -> web.Response:
+    """Ends the session of the cookie, in all browsers that have it."""
+    response = json_response({"expires_at": None})
+    request.app[DOORKEEPER].show_out(request, response)
+    return response
+
+
 async def show_statistics(request: web.Request) -> web.Response:
-    """All numbers of the last `days` whole days."""
-    filters = Filters(request, "days", "by", "tz")
-    zone = filters.zone("tz", request.app[SETTINGS].analytics.timezone)
-    window = Window.last_days(filters.whole("days", 30, 1, MAX_DAYS), datetime.now(UTC), zone)
+    """All numbers of the last `days` whole days, or from the day `since` to the day `until`, included."""
+    filters = Filters(request, "days", "since", "until", "by", "tz")
+    window = filters.window(filters.zone("tz", request.app[SETTINGS].analytics.timezone))
     by = filters.one_of("by", tuple(REPORTS)) or "day"
     check_by(by)
     found = await asyncio.to_thread(statistics, request.app[STORE], window, by=by, deadline_s=DEADLINE_S)
@@ -116,8 +162,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     kind = filters.one_of("format", FORMATS) or "csv"
     selection = filters.selection(days=filters.whole("days", 0, 1, MAX_DAYS))
     bom = filters.one_of("bom", ("0", "1")) != "0"
-    rows = request.app[STORE].iterate(selection, deadline_s=DEADLINE_S)
-    pieces = render_records(rows, kind, bom=bom)
+    pieces = render_rows(request.app[STORE], selection, kind, bom=bom, deadline_s=DEADLINE_S)
     # The first piece before the head: what fails at once is still told as a plain error.
     first = await asyncio.to_thread(_next_piece, pieces)
     response = web.StreamResponse(
@@ -221,6 +266,26 @@ class Filters:
         except (ValueError, OverflowError) as error:
             raise _bad(name, "must be a date such as 2026-03-31, or a time with its offset") from error
 
+    def window(self, zone: zoneinfo.ZoneInfo) -> Window:
+        """Whole days of `zone`."""
+        if not self._values.keys() & {"since", "until"}:
+            return Window.last_days(self.whole("days", 30, 1, MAX_DAYS), datetime.now(UTC), zone)
+        if "days" in self._values:
+            raise _bad("days", "cannot stand beside since or until")
+        first, last = (self._day(name) for name in ("since", "until"))
+        if not 0 <= (last - first).days < MAX_DAYS:
+            raise _bad("until", f"must be a day from since on, at most {MAX_DAYS} days")
+        after = last + timedelta(days=1)
+        since, until = (datetime.combine(day, time_of_day(), zone).astimezone(UTC) for day in (first, after))
+        return Window(since, until, zone)
+
+    def _day(self, name: str) -> date:
+        value = self.text(name, 10)
+        if re.fullmatch(r"(19[7-9]|20[0-9]|21[0-9])[0-9]-[0-9]{2}-[0-9]{2}", value):
+            with contextlib.suppress(ValueError):
+                return date.fromisoformat(value)
+        raise _bad(name, "must be a day such as 2026-03-31; give both since and until")
+
     def selection(self, *, days: int = 0) -> Selection:
         since, until = self.moment("since"), self.moment("until")
         if since and until and since >= until:
@@ -240,6 +305,7 @@ class Filters:
             visitor=self.text("visitor", 256),
             session=self.text("session", 256),
             feedback=self.one_of("feedback", (*RATINGS, "any")),
+            unanswered=self.one_of("unanswered", ("0", "1")) == "1",
             search=self.text("q", MAX_SEARCH_CHARS),
         )
 
@@ -300,13 +366,11 @@ def _problems(app: web.Application) -> dict[str, str]:
     return {"database": known.problem} if known and known.problem else {}
 
 
-def _next_piece(pieces: Iterator[str]) -> bytes:
-    """About 64 KiB of the file; nothing at its end."""
-    taken: list[str] = []
-    size = 0
+def _next_piece(pieces: Iterator[Piece]) -> bytes:
+    """The next lines of the file, with its beginning what belongs before them; nothing at its end."""
+    taken = b""
     for piece in pieces:
-        taken.append(piece)
-        size += len(piece)
-        if size >= PIECE_CHARS:
+        taken += piece.data
+        if len(taken) >= PIECE_BYTES:
             break
-    return "".join(taken).encode()
+    return taken

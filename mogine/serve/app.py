@@ -10,7 +10,8 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
-from mogine.serve.access import Access, Gate, admin_token
+from mogine.serve.access import Access, Gate
+from mogine.serve.admin_sessions import AdminToken, Doorkeeper, open_sessions
 from mogine.serve.keys import METERS, SETTINGS, SITE, STATE, Readiness, ServerState
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import CONTENT_TYPE, Meters, Snapshot, render
@@ -21,6 +22,8 @@ from mogine.settings import Settings, load_site
 SMALL_BODY_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 32
 BODY_IDLE_S = 15.0
+
+DOORKEEPER = web.AppKey("DOORKEEPER", Doorkeeper)
 
 Snapshots = Callable[[web.Application], Awaitable[Snapshot]]
 RouteHandler = Callable[[Any], Awaitable[web.StreamResponse]]
@@ -61,7 +64,9 @@ def base_app(
     `details` what else `/readyz` has to say; `snapshot` gives the numbers for `/metrics`.
     One handler function serves one access level: the level is looked up by handler.
     """
-    gate = Gate(settings, admin_token(settings))
+    token = AdminToken(settings)
+    doorkeeper = Doorkeeper(settings, open_sessions(settings, token))
+    gate = Gate(settings, token, admits=doorkeeper.admits)
     table = [
         *routes,
         Route("GET", "/healthz", _healthz, Access.PUBLIC),
@@ -74,6 +79,8 @@ def base_app(
     for route in table:
         if levels.setdefault(route.handler, route.access) is not route.access:
             raise SettingsError(f"{route.path}: one handler cannot have two access levels")
+        if route.short and (route.method, route.access) != (hdrs.METH_POST, Access.VISITOR):
+            raise SettingsError(f"{route.path}: only a visitor's POST comes the short way")
     lines = RequestLog(name)
     meters = Meters(name)
     around = Frame(lines, gate, meters)
@@ -83,6 +90,7 @@ def base_app(
     app[SITE] = load_site(settings.home / "site.toml")
     app[STATE] = ServerState()
     app[METERS] = meters
+    app[DOORKEEPER] = doorkeeper
     app.on_response_prepare.append(around.on_prepare)
     app[FRAME] = around
     app[SHORT_ROUTES] = {path: (route, found) for route in table for path, found in route.short.items()}
@@ -193,7 +201,7 @@ async def _read_on(request: web.Request, max_bytes: int) -> bytes:
             raise _late() from error
         except web.HTTPException:
             raise
-        except (ValueError, OSError, HttpProcessingError) as error:  # the last from the parser in Python
+        except (ValueError, OSError, HttpProcessingError, web.RequestPayloadError) as error:
             raise RequestError("the body is broken HTTP") from error
         if not block:
             return b"".join(blocks)

@@ -34,7 +34,7 @@ from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Deadlines, Limits, Place
-from mogine.serve.observe import Observation
+from mogine.serve.observe import SURE_SCORE, SURE_SCORE_BY_WORDS, Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
 from mogine.serve.requests import Request
@@ -146,7 +146,16 @@ class Desk:
     def observe(self, request: Request, bucket: str, kind: Kind, provider: str, question: str) -> Observation:
         """Begin to watch one question."""
         bot = is_bot(request.headers.get(hdrs.USER_AGENT, ""))
-        return Observation(request[REQUEST_ID], kind, self.visitors.hash(bucket), provider, question, bot=bot)
+        by_words = self.settings.kb.embedder == "none"
+        return Observation(
+            request[REQUEST_ID],
+            kind,
+            self.visitors.hash(bucket),
+            provider,
+            question,
+            bot=bot,
+            sure_score=SURE_SCORE_BY_WORDS if by_words else SURE_SCORE,
+        )
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""

@@ -1,4 +1,4 @@
-"""`POST /api/feedback`: a thumb of the visitor who asked, tied to the question's row."""
+"""`POST /api/feedback`: a thumb of the visitor who asked, or the wish for a person, tied to the row."""
 
 import re
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ class Thumb:
 
     request_id: str
     rating: str
+    handoff: bool
     reason: str
     comment: str
     session_id: str
@@ -36,12 +37,16 @@ class Thumb:
         request_id = body.get("request_id")
         if not isinstance(request_id, str) or not REQUEST_ID_FORM.fullmatch(request_id):
             raise RequestError('"request_id" must be the one that came with the answer', param="request_id")
+        handoff = body.get("handoff", False)
+        if not isinstance(handoff, bool):
+            raise RequestError('"handoff" must be true or false', param="handoff")
         rating = body.get("rating")
-        if rating not in RATINGS:
-            raise RequestError('"rating" must be "up" or "down"', param="rating")
+        if rating not in RATINGS and not (handoff and rating is None):
+            raise RequestError('"rating" must be "up" or "down", or "handoff" true', param="rating")
         return cls(
             request_id,
-            str(rating),
+            rating or "",
+            handoff,
             _words(body, "reason", MAX_REASON_CHARS),
             _words(body, "comment", MAX_COMMENT_CHARS),
             session_id(body.get("session_id")),
@@ -56,12 +61,13 @@ async def feedback(request: web.Request) -> web.Response:
     thumb = Thumb.of(await read_json(request, MAX_BODY_BYTES))
     asker = Asker(desk.visitors.hash(bucket), thumb.session_id)
     known = await desk.recorder.give_feedback(
-        thumb.request_id, thumb.rating, thumb.reason, thumb.comment, asker
+        thumb.request_id, thumb.rating, thumb.reason, thumb.comment, asker, handoff=thumb.handoff
     )
     if not known:
         # The same words for what never was, what is too old, and what somebody else asked.
         raise NotFound("there is no question of yours with this request_id of the last day")
-    return json_response({"request_id": thumb.request_id, "rating": thumb.rating})
+    told = {"request_id": thumb.request_id, "rating": thumb.rating, "handoff": thumb.handoff}
+    return json_response({name: value for name, value in told.items() if value})
 
 
 def _words(body: Mapping[str, Any], name: str, limit: int) -> str:

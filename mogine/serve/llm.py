@@ -122,7 +122,7 @@ class _Turns:
             request = replace(request, session_id=None)
         if not provider.dialect:
             hits = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
-            request = replace(request, citations=tuple(cite(hits)))
+            request = replace(request, citations=tuple(cite(hits or ())))
         else:
             system = desk.site.now().assistant.get("llm_system_prompt")
             if isinstance(system, str) and system.strip():

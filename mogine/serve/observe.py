@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from mogine.analytics.records import Answered, Kind, QueryRecord, Status
-from mogine.answer import AnswerEvent, Answering, estimate_tokens
+from mogine.analytics.records import Answered, Kind, QueryRecord, Signal, Status
+from mogine.answer import AnswerEvent, Answering, Declined, estimate_tokens
 from mogine.chat import ChatRequest, Citation, Citations, Delta, Finish, Reasoning, ToolCalls, Usage
 from mogine.errors import ContentFiltered, MogineError
 from mogine.serve.books import Books
@@ -18,8 +18,19 @@ from mogine.serve.visitors import utc_now
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
 SURE_SCORE = 0.3
 MAX_PIECES = 256  # a piece of two letters takes as much memory as fifty of them
+SURE_SCORE_BY_WORDS = 0.2
+REGRET_CHARS = 400
 IMAGE_TOKENS = 1_000  # about what vision models read of one picture
 _MARK = re.compile(r"\[(\d{1,2})\]")
+# How models say that they do not know, when they forget the mark that they were asked for.
+_REGRET = re.compile(
+    r"不知道|不清楚|不确定|(?:资料|文档|文件)(?:中|里)并?(?:没有|未)"
+    r"|(?:没有|未能?|无法|暂无)[^。！？\n]{0,12}(?:找到|提到|提及|说明|相关(?:信息|内容|资料)|回答|确认|确定|查到)"
+    r"|\bdo(?:es)?(?: not|n't|n’t) (?:know|mention|contain|say|have|cover|specify)"
+    r"|\b(?:not|n't|n’t) (?:mentioned|found|covered|specified|in the documents)|\bno information\b"
+    r"|\b(?:unable|not able) to (?:answer|find)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(slots=True)
@@ -35,8 +46,11 @@ class Observation:
     session: str = ""
     model: str = ""
     bot: bool = False
+    sure_score: float = SURE_SCORE
     request: ChatRequest | None = None
     citations: tuple[Citation, ...] = ()
+    searched: bool = True
+    declined: bool = False
     usage: Usage | None = None
     finish: Finish | None = None
     error: Exception | None = None
@@ -89,8 +103,10 @@ class Observation:
                 self.model = event.model or self.model
             case Answering(provider, model):
                 self.provider, self.model = provider, model
-            case Citations(items):
-                self.citations = items
+            case Citations(items, searched):
+                self.citations, self.searched = items, searched
+            case Declined():
+                self.declined = True
             case ToolCalls():
                 if self.first_token_ms is None:
                     self.first_token_ms = self._elapsed_ms()
@@ -100,12 +116,34 @@ class Observation:
         """Whether the documents held an answer, as far as can be seen from outside the model."""
         if self.kind != "chat" or self.finish is None or self.error is not None:
             return "unknown"
-        if self.provider == "extract" and self.citations and self.citations[0].score < SURE_SCORE:
+        if self.provider == "extract" and self.citations and self.citations[0].score < self.sure_score:
             return "unknown"  # it quotes whatever is nearest, so its marks prove nothing
+        text = self.text
         known = {citation.number for citation in self.citations}
-        if any(int(number) in known for number in _MARK.findall(self.text)):
+        is_cited = any(int(number) in known for number in _MARK.findall(text))
+        if is_cited and not self.declined:
             return "yes"
-        return "unknown" if self.citations else "no"
+        if not self.searched:
+            return "unknown"
+        return "no" if self.declined or not self.citations or self._regrets(text) else "unknown"
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """What tells at once that the question went unanswered; the visitor's next steps may tell more."""
+        if self.kind != "chat" or self.finish is None or self.error is not None or not self.searched:
+            return ()
+        if self.answered == "yes":
+            return ()
+        found: list[Signal] = []
+        # Sources of an application come without a score, which is 0 then.
+        if not self.citations or 0 < self.citations[0].score < self.sure_score:
+            found.append("no_passage")
+        if self.declined or self._regrets(self.text):
+            found.append("declined")
+        return tuple(found)
+
+    def _regrets(self, text: str) -> bool:
+        return self.provider != "extract" and _REGRET.search(text[:REGRET_CHARS]) is not None
 
     def row(self, status: Status, reason: str, books: Books) -> QueryRecord:
         """The row, told at the end."""
@@ -135,6 +173,7 @@ class Observation:
             first_token_ms=self.first_token_ms,
             duration_ms=self._elapsed_ms(),
             bot=self.bot,
+            signals=self.signals,
         )
 
     def usage_so_far(self) -> Usage | None:

@@ -6,15 +6,16 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.serve import chat, feedback, llm, v1
+from mogine.serve import chat, feedback, llm, pages, plain, v1
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app
-from mogine.serve.assets import asset_routes, redirect
+from mogine.serve.assets import Library, asset_route, page_routes, redirect
 from mogine.serve.desk import DESK, open_desk
 from mogine.serve.keys import METERS, STATE
 from mogine.serve.metrics import Snapshot
 from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.probe import PROBE_ROUTES, add_probes
+from mogine.serve.replay import keeping
 from mogine.serve.shared import REPORT_S
 from mogine.settings import PROVIDER_NAMES, Settings
 
@@ -33,26 +34,33 @@ ROUTES = (
     Route(hdrs.METH_GET, "/v1/models", v1.models, Access.VISITOR),
     Route(hdrs.METH_GET, "/v1/models/{id:.+}", v1.model, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR, short={"/api/chat": {}}),
+    Route(hdrs.METH_POST, "/api/chat/resume", chat.resume, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/chat/stop", chat.stop, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/feedback", feedback.feedback, Access.VISITOR),
-    Route(hdrs.METH_GET, "/api/chat/config", chat.config, Access.PUBLIC),
+    Route(hdrs.METH_GET, "/api/chat/config", pages.config, Access.PUBLIC),
+    Route(hdrs.METH_GET, "/api/chat/handoff.picture", pages.picture, Access.PUBLIC),
+    Route(hdrs.METH_GET, "/widget.js", pages.widget, Access.PUBLIC),
+    Route(hdrs.METH_POST, "/chat/", plain.ask, Access.VISITOR),
     Route(hdrs.METH_GET, "/", redirect("chat/"), Access.PUBLIC),
 )
 
 
 def create_app(settings: Settings) -> web.Application:
     """The server of contract section 3."""
+    library = Library()
     origins = settings.access.allowed_origins
-    pages = asset_routes(("chat", "shared"), ancestors=origins)
-    app = base_app(
-        settings,
-        "proxy",
-        (*ROUTES, *PROBE_ROUTES, OPENAPI_ROUTE, *pages),
-        ready=_problems,
-        details=_details,
-        snapshot=_snapshot,
+    routes = (
+        *ROUTES,
+        *page_routes(library, "chat", ancestors=("'self'", *origins), forms="'self'"),
+        asset_route(library),
+        *PROBE_ROUTES,
+        OPENAPI_ROUTE,
     )
+    app = base_app(settings, "proxy", routes, ready=_problems, details=_details, snapshot=_snapshot)
     add_probes(app)
-    app.cleanup_ctx.extend((open_desk, _reporting))
+    app[pages.LIBRARY] = library
+    app[pages.WIDGETS] = {}
+    app.cleanup_ctx.extend((open_desk, keeping(settings.proxy.resume_grace_s), _reporting))
     return app
 
 

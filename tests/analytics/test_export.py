@@ -4,13 +4,20 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mogine.analytics.export import COLUMNS, cell, render, render_records, to_dict
-from mogine.analytics.records import QueryRecord
+from mogine.analytics.lines import render_rows
+from mogine.analytics.records import SIGNALS, QueryRecord, Selection
+from mogine.analytics.store import AnalyticsStore
+from mogine.chat import Citation
 from mogine.errors import RequestError
 from tests.analytics.rows import cite, row
 
@@ -94,3 +101,85 @@ def test_rows_are_taken_one_by_one(format: str) -> None:
 
     pieces = render_records(endless(), format)
     assert len([next(pieces) for _ in range(50)]) == 50
+
+
+# --- by SQLite itself ----------------------------------------------------------------------------
+
+NASTY = st.text(
+    st.sampled_from(
+        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x0b\x0c\x1c\x1e\x1f\x85\u2028\u2029"
+        "\ufeff\u200b\u2060\xa0\u3000 \"',;|<\\退款😀\x7f\x00\ud800"
+    ),
+    max_size=12,
+)
+NUMBERS = st.one_of(
+    st.none(), st.floats(allow_nan=False, allow_infinity=False), st.floats(0, 1).map(lambda x: round(x, 4))
+)
+
+
+@st.composite
+def nasty_rows(draw: st.DrawFn) -> QueryRecord:
+    """A row of which every field may be anything that fits."""
+    words: dict[str, Any] = {
+        name: draw(NASTY)
+        for name in (
+            "session",
+            "visitor",
+            "page_url",
+            "provider",
+            "model",
+            "question",
+            "answer",
+            "error_type",
+        )
+    }
+    cited = draw(st.lists(st.tuples(NASTY, NASTY, NASTY, NASTY, NUMBERS), max_size=3))
+    return row(
+        timedelta(milliseconds=draw(st.integers(0, 10**9))),
+        citations=tuple(
+            Citation(number, title, source, heading, url, "", score or 0.0)
+            for number, (title, source, heading, url, score) in enumerate(cited, start=1)
+        ),
+        top_score=draw(NUMBERS),
+        cost_cny=draw(NUMBERS),
+        prompt_tokens=draw(st.none() | st.integers(0, 2**60)),
+        first_token_ms=draw(st.none() | st.integers(0, 10**6)),
+        tokens_estimated=draw(st.booleans()),
+        bot=draw(st.booleans()),
+        signals=tuple(s for s in SIGNALS if draw(st.booleans())),
+        **words,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(nasty_rows(), max_size=4))
+def test_lines_of_sqlite_are_those_of_python_to_the_byte(rows: list[QueryRecord]) -> None:
+    with TemporaryDirectory() as folder:
+        store = AnalyticsStore(Path(folder) / "analytics.db")
+        store.insert(rows, busy_ms=5000)
+        for format in ("csv", "json", "ndjson"):
+            for bom in (False, True):
+                wanted = "".join(render_records(store.iterate(), format, bom=bom)).encode()
+                assert b"".join(p.data for p in render_rows(store, Selection(), format, bom=bom)) == wanted
+
+
+def test_lines_come_in_their_order_whatever_the_batches(store: AnalyticsStore) -> None:
+    rows = [row(timedelta(seconds=n), id=f"r{n}", status="ok" if n % 3 else "error") for n in range(4321)]
+    store.insert(rows, busy_ms=5000)
+    for selection in (
+        Selection(),
+        Selection(status="error"),
+        Selection(search="退款"),
+        Selection(search="xyz"),
+    ):
+        for format in ("csv", "json", "ndjson"):
+            pieces = list(render_rows(store, selection, format))
+            wanted = "".join(render_records(store.iterate(selection), format))
+            assert b"".join(p.data for p in pieces).decode() == wanted
+            assert sum(p.rows for p in pieces) == store.count(selection)
+
+
+def test_an_absent_record_is_an_empty_file(store: AnalyticsStore) -> None:
+    assert b"".join(p.data for p in render_rows(store, Selection(), "json")) == b"[]\n"
+    with pytest.raises(RequestError):
+        list(render_rows(store, Selection(), "xls"))

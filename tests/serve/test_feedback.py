@@ -64,3 +64,38 @@ async def test_thumbs_have_a_rate_of_their_own(serve: Start) -> None:
     body = {"request_id": "0" * 44, "rating": "up"}
     statuses = [(await served.post(FEEDBACK, body)).status for _ in range(31)]
     assert statuses == [404] * 30 + [429]
+
+
+async def test_the_wish_for_a_person_is_kept_beside_the_thumb(serve: Start, home: Path) -> None:
+    served = await serve("proxy")
+    done = await asked(served)
+    visitor = {"X-Forwarded-For": "198.51.100.7"}
+    id = done["request_id"]
+
+    def told() -> tuple[str, bool, str, tuple[str, ...]]:
+        store = AnalyticsStore(home / "data/analytics.db")
+        (given,) = store.iterate_feedback()
+        return given.rating, given.handoff, given.comment, next(store.iterate()).signals
+
+    reply = await served.post(FEEDBACK, {"request_id": id, "handoff": True}, headers=visitor)
+    assert (reply.status, reply.json) == (200, {"request_id": id, "handoff": True})
+    assert told() == ("", True, "", ("handoff",))
+    body = {"request_id": id, "rating": "down", "comment": "没有帮助"}
+    await served.post(FEEDBACK, body, headers=visitor)
+    assert told() == ("down", True, "没有帮助", ("thumbs_down", "handoff"))
+    await served.post(FEEDBACK, {"request_id": id, "handoff": True}, headers=visitor)
+    assert told() == ("down", True, "没有帮助", ("thumbs_down", "handoff"))
+    await served.post(FEEDBACK, {"request_id": id, "rating": "up"}, headers=visitor)
+    assert told() == ("up", True, "", ("handoff",))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"handoff": False}, {"handoff": "yes"}, {"handoff": 1}, {"handoff": True, "rating": "meh"}]
+)
+async def test_feedback_that_says_nothing_is_refused(serve: Start, fields: dict[str, Any]) -> None:
+    served = await serve("proxy")
+    done = await asked(served)
+    reply = await served.post(
+        FEEDBACK, {"request_id": done["request_id"], **fields}, headers={"X-Forwarded-For": "198.51.100.7"}
+    )
+    assert_envelope(reply, 400, "invalid_request")

@@ -168,6 +168,41 @@ async def test_with_no_key_at_all_the_passages_themselves_are_the_answer(serve: 
     assert of(reply, "done")[0]["answered"] == "no"
 
 
+@pytest.mark.parametrize(
+    ("answer", "answered", "signals"),
+    [
+        (("三个工作日[1]。",), "yes", ()),
+        (("抱歉，我不知道。", "[0]"), "no", ("declined",)),
+        (("抱歉，资料中没有相关内容。",), "no", ("declined",)),
+        (("I am sorry, the documents do not mention that.",), "no", ("declined",)),
+        (("大概三个工作日。",), "unknown", ()),
+        (("三个工作日[1]。别的我不知道。",), "yes", ()),
+    ],
+)
+async def test_a_row_keeps_what_tells_that_a_question_went_unanswered(
+    serve: Start, home: Path, answer: tuple[str, ...], answered: str, signals: tuple[str, ...]
+) -> None:
+    async with DoubaoFake(script(say(*answer))) as fake:
+        served = await knowing(serve, home, fake.environ)
+        reply = await served.post(CHAT, {"question": "退款在收到退货后几个工作日退回？"})
+    row = await served.row_with("ok")
+    assert (of(reply, "done")[0]["answered"], row.answered, row.signals) == (answered, answered, signals)
+    assert "[0]" not in row.answer + "".join(data["text"] for data in of(reply, "delta"))
+
+
+async def test_no_passage_is_a_signal_and_no_knowledge_base_is_none(
+    serve: Start, home: Path, doubao: DoubaoFake
+) -> None:
+    async with DoubaoFake(script(say("您好！"))) as fake:
+        served = await knowing(serve, home, fake.environ)
+        await served.post(CHAT, {"question": "xyzzy"})
+        assert [(r.answered, r.signals) for r in await served.rows()] == [("no", ("no_passage",))]
+        with closed_port() as port:
+            away = await serve(env={**fake.environ, "MOGINE_KB_URL": f"http://127.0.0.1:{port}"})
+            await away.post(CHAT, {"question": "xyzzy"})
+            assert [(r.answered, r.signals) for r in (await away.rows())[1:]] == [("unknown", ())]
+
+
 async def test_an_application_that_cites_for_itself_is_shown_when_we_found_nothing(serve: Start) -> None:
     steps = script(cite(1, title="开放时间", text="八点开门"), say("八点<ref>[1]</ref>"))
     async with DashScopeFake(steps) as fake:
@@ -365,12 +400,26 @@ async def test_the_chat_page_and_its_files_are_served_under_any_prefix(serve: St
 
 async def test_files_are_sent_again_only_when_they_changed(serve: Start) -> None:
     served = await serve()
-    first = await served.ask("GET", "/chat/")
-    again = await served.ask("GET", "/chat/", headers={"If-None-Match": first.headers["ETag"]})
+    plain = {"Accept-Encoding": "identity"}
+    first = await served.ask("GET", "/chat/", headers=plain)
+    again = await served.ask("GET", "/chat/", headers={**plain, "If-None-Match": first.headers["ETag"]})
     assert (again.status, again.body) == (304, b"")
-    head_only = await served.ask("HEAD", "/chat/")
+    head_only = await served.ask("HEAD", "/chat/", headers=plain)
     assert (head_only.status, head_only.body) == (200, b"")
     assert head_only.headers["Content-Length"] == str(len(first.body))
+    packed = await served.ask("GET", "/chat/", headers={"Accept-Encoding": "gzip"})
+    assert (packed.headers["Content-Encoding"], packed.body) == ("gzip", first.body)
+    assert packed.headers["ETag"] != first.headers["ETag"]
+
+
+async def test_files_of_this_build_are_kept_for_ever_and_of_another_are_asked_for_again(serve: Start) -> None:
+    served = await serve()
+    page = (await served.ask("GET", "/chat/")).body.decode()
+    (build,) = set(re.findall(r"assets/([0-9a-f]{12})/", page))
+    ours = await served.ask("GET", f"/assets/{build}/chat/page.js")
+    assert "immutable" in ours.headers["Cache-Control"]
+    other = await served.ask("GET", "/assets/0123456789ab/chat/page.js")
+    assert (other.status, other.headers["Cache-Control"], other.body) == (200, "no-cache", ours.body)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What could not be answered, and how it comes to be answered."""
