@@ -147,10 +147,17 @@ def _money(value: str) -> float:
     return float(value)
 
 
-def _base_path(value: str) -> str:
+def parse_base_path(value: str) -> str:
+    """A public prefix, with a slash at both ends. Raises ValueError."""
     if not value.startswith("/") or not re.fullmatch(r"[A-Za-z0-9/_.~-]+", value) or ".." in value:
         raise ValueError("expected a path such as / or /~temp/mogine_agent/")
     return value.rstrip("/") + "/"
+
+
+def _folder(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("expected a whole path such as /var/log/mogine")
+    return value.rstrip("/") or "/"
 
 
 def _zone(value: str) -> str:
@@ -304,7 +311,7 @@ class ProxySettings:
 
     port: int = _setting("MOGINE_PROXY_PORT", 8741, _whole(0, 65535), "Port of the LLM proxy")
     base_path: str = _setting(
-        "MOGINE_BASE_PATH", "/", _base_path, "Public path prefix, such as /~temp/mogine_agent/"
+        "MOGINE_BASE_PATH", "/", parse_base_path, "Public path prefix, such as /~temp/mogine_agent/"
     )
     providers: tuple[str, ...] = _setting(
         "MOGINE_PROVIDERS", (), _providers, "Order of preference; empty: those with a key, then extract"
@@ -427,6 +434,12 @@ class Settings:
     home: Path
     host: str = _setting("MOGINE_HOST", "127.0.0.1", _text, "Address the servers listen on")
     log_format: str = _setting("MOGINE_LOG_FORMAT", "text", _one_of("text", "json"), "Lines of the log")
+    log_dir: str = _setting(
+        "MOGINE_LOG_DIR",
+        "/var/log/mogine",
+        _folder,
+        "Where nginx and PM2 write logs, as `mogine deploy` sets them up; such as /www/wwwlogs",
+    )
     doubao: DoubaoSettings = DoubaoSettings()
     dashscope: DashScopeSettings = DashScopeSettings()
     openai: OpenAISettings = OpenAISettings()

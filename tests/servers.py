@@ -53,7 +53,7 @@ class Child:
         return self
 
     def url(self, title: str = "proxy") -> str:
-        match = re.search(rf"^  {title} +(http://\S+)", self.stderr, re.MULTILINE)
+        match = re.search(rf"^[├└]─ {title} +(http://\S+)", self.stderr, re.MULTILINE)
         assert match, self.stderr
         return match[1]
 

@@ -90,7 +90,17 @@ def test_every_option_of_a_command_has_help(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".env.example", "docs/knowledge-base.md"]
+    "page",
+    [
+        *("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", ".env.example"),
+        *(
+            "docs/knowledge-base.md",
+            "docs/deploy.md",
+            "docs/troubleshooting.md",
+            "docs/privacy.md",
+            "docs/providers.md",
+        ),
+    ],
 )
 def test_every_command_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")

@@ -172,7 +172,8 @@ def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep 
     """Sums all hours anew whose rows are all there; how many rows that were.
 
     The sums of hours that `cleanup` has deleted from, and of the two days after them, stay as they are. Each
-    hour is one transaction, so that nobody waits long, and what is written meanwhile is counted too. Raises Locked while `cleanup` runs.
+    hour is one transaction, so that nobody waits long, and what is written meanwhile is counted too.
+    Raises Locked while `cleanup` runs.
     """
     rows = 0
     with locked_file(store.path.with_name("cleanup.lock")):

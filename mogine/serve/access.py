@@ -155,14 +155,14 @@ class Gate:
         own = request.headers.get(hdrs.HOST, "")
         return parts.scheme in ("http", "https") and bool(parts.netloc) and _same_host(parts, own)
 
-    def check_local(self, request: Request) -> None:
+    def check_local(self, request: web.Request) -> None:
         """Lets in who calls from this very machine, not through a proxy on it; else `check_admin`."""
         address = peer_of(request)
         forwarded = any(name in request.headers for name in FORWARDED)
         if forwarded or not (address and _is_loopback(address)):
             self.check_admin(request)
 
-    def check_admin(self, request: Request) -> None:
+    def check_admin(self, request: web.Request) -> None:
         """Asks for `Authorization: Bearer TOKEN`, or the cookie that a link of `mogine admin link` gave;
         ten wrong tokens a minute close the door for an address."""
         address = client_address(request, self._trusted)

@@ -27,6 +27,7 @@ from mogine.serve import dashboard, gaps
 from mogine.serve.access import Access
 from mogine.serve.app import DOORKEEPER, Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def create_app(settings: Settings) -> web.Application:
         Route("POST", f"{GAP}/accept", gaps.accept_gap, Access.ADMIN),
         Route("POST", f"{GAP}/ignore", gaps.ignore_gap, Access.ADMIN),
         Route("POST", f"{GAP}/reopen", gaps.reopen_gap, Access.ADMIN),
+        OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
     app[STORE] = AnalyticsStore(settings.analytics_path)

@@ -79,6 +79,8 @@ def base_app(
     for route in table:
         if levels.setdefault(route.handler, route.access) is not route.access:
             raise SettingsError(f"{route.path}: one handler cannot have two access levels")
+        if route.short and (route.method, route.access) != (hdrs.METH_POST, Access.VISITOR):
+            raise SettingsError(f"{route.path}: only a visitor's POST comes the short way")
     lines = RequestLog(name)
     meters = Meters(name)
     around = Frame(lines, gate, meters)
@@ -199,7 +201,7 @@ async def _read_on(request: web.Request, max_bytes: int) -> bytes:
             raise _late() from error
         except web.HTTPException:
             raise
-        except (ValueError, OSError, HttpProcessingError) as error:  # the last from the parser in Python
+        except (ValueError, OSError, HttpProcessingError, web.RequestPayloadError) as error:
             raise RequestError("the body is broken HTTP") from error
         if not block:
             return b"".join(blocks)

@@ -174,6 +174,8 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     timezone = ZoneInfo(settings.analytics.timezone)
     prices = Prices(shipped_prices(), own_prices(app[SITE].prices))
+    site = SiteFile(settings.home / "site.toml", app[SITE])
+    app[STATE].on_hangup.append(lambda: renew_prices(prices, site))
     budget = open_budget(settings, timezone)
     remote = app.get(SHARED)
     limits = (
@@ -193,7 +195,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     ):
         app[DESK] = Desk(
             settings,
-            SiteFile(settings.home / "site.toml", app[SITE]),
+            site,
             providers,
             knowledge,
             recorder,
@@ -209,6 +211,14 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )
         yield
+
+
+def renew_prices(prices: Prices, site: SiteFile) -> None:
+    """Take up `[prices]` of `site.toml`; a mistake there leaves the prices as they were."""
+    try:
+        prices.renew(own_prices(site.read_again().prices))
+    except SettingsError as error:
+        log.error("the prices stay as they were: %s", error.message)
 
 
 @asynccontextmanager

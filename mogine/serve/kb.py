@@ -29,6 +29,7 @@ from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app, json_response, read_json
 from mogine.serve.clerks import Clerks
 from mogine.serve.keys import SETTINGS, SITE
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.receive import received, sweep
 from mogine.serve.site import SiteFile
 from mogine.settings import Settings
@@ -468,4 +469,5 @@ ROUTES = (
     Route("GET", "/api/kb/generations", list_generations, Access.ADMIN),
     Route("POST", "/api/kb/rollback", roll_back, Access.ADMIN),
     Route("GET", "/api/kb/health", health, Access.PUBLIC),
+    OPENAPI_ROUTE,
 )

@@ -28,7 +28,7 @@ from mogine.serve.heads import COMMON_HEADERS
 from mogine.serve.keys import NOTE, REQUEST_ID
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import Meters
-from mogine.serve.requests import Request
+from mogine.serve.requests import Request, ShortRequest
 from mogine.serve.traces import trace_id, trace_of
 
 log = logging.getLogger(__name__)
@@ -137,6 +137,9 @@ class Frame:
         """Lets the request in (None), answers a preflight, or raises."""
         gate = self._gate
         gate.check_host(request)
+        if isinstance(request, ShortRequest):  # a visitor's POST, see `Route.short`
+            gate.check_origin(request)
+            return None
         method = request.method
         if method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             gate.check_origin(request)

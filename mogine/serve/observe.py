@@ -17,9 +17,9 @@ from mogine.serve.visitors import utc_now
 
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
 SURE_SCORE = 0.3
+MAX_PIECES = 256  # a piece of two letters takes as much memory as fifty of them
 SURE_SCORE_BY_WORDS = 0.2
 REGRET_CHARS = 400
-MAX_PIECES = 256  # a piece of two letters takes as much memory as fifty of them
 IMAGE_TOKENS = 1_000  # about what vision models read of one picture
 _MARK = re.compile(r"\[(\d{1,2})\]")
 # How models say that they do not know, when they forget the mark that they were asked for.

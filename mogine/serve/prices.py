@@ -64,6 +64,11 @@ class Prices:
         self._tables = (tuple(own), tuple(shipped))
         self._known: dict[tuple[str, str, date], Price | None] = {}
 
+    def renew(self, own: Sequence[Price]) -> None:
+        """From now on these are the owner's entries."""
+        self._tables = (tuple(own), self._tables[1])
+        self._known.clear()
+
     def find(self, provider: str, model: str, day: date) -> Price | None:
         """The entry for a model on a day; None when nothing is known."""
         key = (provider, model, day)

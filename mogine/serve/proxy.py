@@ -13,6 +13,8 @@ from mogine.serve.assets import Library, asset_route, page_routes, redirect
 from mogine.serve.desk import DESK, open_desk
 from mogine.serve.keys import METERS, STATE
 from mogine.serve.metrics import Snapshot
+from mogine.serve.openapi import OPENAPI_ROUTE
+from mogine.serve.probe import PROBE_ROUTES, add_probes
 from mogine.serve.replay import keeping
 from mogine.serve.shared import REPORT_S
 from mogine.settings import PROVIDER_NAMES, Settings
@@ -51,8 +53,11 @@ def create_app(settings: Settings) -> web.Application:
         *ROUTES,
         *page_routes(library, "chat", ancestors=("'self'", *origins), forms="'self'"),
         asset_route(library),
+        *PROBE_ROUTES,
+        OPENAPI_ROUTE,
     )
     app = base_app(settings, "proxy", routes, ready=_problems, details=_details, snapshot=_snapshot)
+    add_probes(app)
     app[pages.LIBRARY] = library
     app[pages.WIDGETS] = {}
     app.cleanup_ctx.extend((open_desk, keeping(settings.proxy.resume_grace_s), _reporting))

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,12 @@ from dataclasses import dataclass, field, replace
 from aiohttp import web
 
 from mogine.errors import SettingsError, Unavailable
+from mogine.ports import holder
 from mogine.serve.app import SHORT_ROUTES
 from mogine.serve.dialects import max_body_bytes
 from mogine.serve.keys import SETTINGS, STATE
 from mogine.serve.lane import Lanes
+from mogine.serve.notify import Herald
 from mogine.serve.shared import SHARED, Remote
 from mogine.settings import Settings
 
@@ -31,6 +34,7 @@ CLEANUP_S = 2.0
 MAX_LINE_BYTES = 32 * 1024  # a search of 2,000 characters stands in the address, with up to 12 bytes each
 POLL_S = 0.05
 GARBAGE_THRESHOLD = 20_000
+SWITCH_S = 0.0005  # how long a thread at work, such as the record's writer, may keep a token waiting
 
 log = logging.getLogger(__name__)
 
@@ -126,14 +130,15 @@ def run(
     *,
     announce: Callable[[Running], Awaitable[None]] | None = None,
     parent: int | None = None,
+    herald: Herald | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Returns when all is ended and written.
 
-    `announce` is called once all servers answer. Raises SettingsError when one cannot be started;
-    then none is left running. `parent` is the socket to the parent of several workers.
+    `announce` is called once all servers answer, and `herald` tells the supervisor. Raises SettingsError when
+    one cannot be started; then none is left running. `parent` is the socket to the parent of several workers.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, names, announce, parent))
+        runner.run(_serve(settings, names, announce, parent, herald or Herald()))
 
 
 async def _serve(
@@ -141,6 +146,7 @@ async def _serve(
     names: Sequence[str],
     announce: Callable[[Running], Awaitable[None]] | None,
     parent: int | None,
+    herald: Herald,
 ) -> None:
     stop = Stop()
     loop = asyncio.get_running_loop()
@@ -152,22 +158,50 @@ async def _serve(
             listening = asyncio.create_task(remote.listen(stop.signal))
             stack.callback(listening.cancel)
         running = await stack.enter_async_context(started(settings, names, remote))
-        loop.add_signal_handler(signal.SIGHUP, running.hang_up)
+        words = f"serving {', '.join(running.names)}"
+
+        def hang_up() -> None:
+            herald.reloading()
+            running.hang_up()
+            herald.ready(words)
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         if remote is not None:
             remote.tell(do="ready")
         if announce is not None:
             await announce(running)
-        spare_collector()
-        await stop.asked.wait()
-        await wind_down(running, stop)
+        spare_tokens()
+        herald.ready(words)
+        async with beating(herald):
+            await stop.asked.wait()
+            herald.stopping()
+            await wind_down(running, stop)
 
 
-def spare_collector() -> None:
+@asynccontextmanager
+async def beating(herald: Herald) -> AsyncIterator[None]:
+    """Tell the supervisor's watchdog that this loop turns, for as long as the context lasts."""
+
+    async def beat() -> None:
+        while True:
+            herald.alive()
+            await asyncio.sleep(herald.beat_s)
+
+    task = asyncio.create_task(beat()) if herald.beat_s else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+def spare_tokens() -> None:
     """Leave what lives as long as the process out of the search for garbage, and search less often: no token
-    moves while it goes through all that was imported."""
+    moves while it goes through all that was imported. Let threads hand over sooner, too."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
+    sys.setswitchinterval(SWITCH_S)
 
 
 async def wind_down(running: Running, stop: Stop) -> None:
@@ -293,9 +327,10 @@ def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[so
 
 def _no_port(error: OSError, host: str, port: int, setting: str) -> SettingsError:
     if error.errno == errno.EADDRINUSE:
+        by = holder(port)
+        whose = f"by {by}" if by else "(is mogine running already?)"
         return SettingsError(
-            f"port {port} on {host} is in use: stop what runs there (is mogine running already?) "
-            f"or set {setting} to a free port"
+            f"port {port} on {host} is in use {whose}: stop what runs there or set {setting} to a free port"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return SettingsError(f"port {port} may not be opened by this user: set {setting} to one above 1023")
@@ -332,6 +367,6 @@ class _OneLine(logging.Filter):
                 (),
             )
             record.exc_info = record.exc_text = None
-            if 400 <= getattr(error, "code", 500) < 500:
+            if isinstance(error, web.RequestPayloadError) or 400 <= getattr(error, "code", 500) < 500:
                 record.levelno, record.levelname = logging.INFO, "INFO"
         return True

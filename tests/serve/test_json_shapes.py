@@ -163,7 +163,7 @@ async def test_every_route_of_the_owner_asks_for_the_token(served: Served) -> No
         for route in app.router.routes():
             if route.resource is None or route.method == "*":
                 continue
-            path = route.resource.canonical
+            path = route.resource.canonical.replace("{id}", "a" * 16)
             owned = path.startswith("/api/analytics/") and path != "/api/analytics/health"
             owned |= server == "kb" and (
                 route.method in ("POST", "DELETE") or path.startswith("/api/documents")

@@ -93,7 +93,7 @@ async def test_what_was_answered_a_second_before_a_kill_is_in_the_record_once(
     assert await child.ended() == 0
     with sqlite3.connect(home / "data/analytics.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        stored = [row[0] for row in database.execute("SELECT question FROM queries")]
+        stored = [row[0] for row in database.execute("SELECT question FROM texts")]
         ids = [row[0] for row in database.execute("SELECT id FROM queries")]
     database.close()
     assert len(ids) == len(set(ids)) and len(stored) == len(set(stored)), f"seed {seed}"

@@ -121,7 +121,9 @@ def statuses(answer: bytes) -> list[int]:
 
 
 async def with_parser(spawn: Spawn, parser: str, env: dict[str, str]) -> Child:
-    return await spawn("all", {**env, **({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "python" else {})})
+    more = {"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "python" else {}
+    child: Child = await spawn("all", {**env, **more})
+    return child
 
 
 @pytest.mark.parametrize("parser", ["c", "python"])

@@ -210,7 +210,7 @@ async def test_the_banner_tells_where_what_and_what_to_beware_of(spawn: Spawn, h
     assert str(home) in text
     assert "/chat/" in text and "curl -N http://" in text
     assert "kb ingest" in text
-    assert "doubao, extract (not set up: dashscope, openai)" in text
+    assert "providers    doubao (key: yes), extract, dashscope (key: no), openai (key: no)" in text
     assert "its mode is 600 now" in text
     assert (home / ".env").stat().st_mode & 0o777 == 0o600
     assert "MOGINE_ALLOWED_ORIGINS=*" in text

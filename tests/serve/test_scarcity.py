@@ -98,10 +98,10 @@ async def test_load_with_every_kind_of_end_leaves_nothing_behind(spawn: Spawn, d
     for _ in range(6):
         for play in plays:
             doubao.play(play)
+            asked = len(doubao.requests)
             asking = [asyncio.create_task(ask(child, stream=number % 2 == 0)) for number in range(10)]
             if play is plays[3]:
-                await doubao.wait_requests(len(doubao.requests) + 1)
-                await asyncio.sleep(0.05)
+                await doubao.wait_requests(asked + 1)
                 for task in asking:
                     task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
