@@ -263,7 +263,7 @@ def streams(visit: Visit) -> Iterator[Line]:
     groups = 1 + sum(b.came_ms - a.came_ms > GROUP_MS for a, b in pairwise(ticks))
     late_ms = max(tick.came_ms - tick.sent_ms for tick in ticks)
     held_ms = min(late_ms, ticks[-1].sent_ms - ticks[0].sent_ms)
-    words = f"{len(ticks)} pieces came in {groups} parcels {histogram(ticks)}"
+    words = f"{len(ticks)} pieces came in {groups} parcel{'s' * (groups > 1)} {histogram(ticks)}"
     if groups <= len(ticks) // 2:
         yield error("stream", f"is buffered: {words}", UNBUFFERED)
     elif late_ms > LATE_MS:
