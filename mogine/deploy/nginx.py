@@ -31,19 +31,20 @@ Lines = list[str]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """One address below the prefix: which server answers it, and how."""
+    """One address below the prefix: which server answers it, how, and by connections of which pool."""
 
     remark: str
     match: str
     path: str
     server: str
     stream: bool = False
+    pool: str = ""
 
 
 PLACES = (
-    _Place("answers, as they come", "^~", "/api/llm/", "proxy", stream=True),
-    _Place("answers in OpenAI's dialect", "^~", "/v1/", "proxy", stream=True),
-    _Place("the assistant", "=", "/api/chat", "proxy", stream=True),
+    _Place("answers, as they come", "^~", "/api/llm/", "proxy", stream=True, pool="questions"),
+    _Place("answers in OpenAI's dialect", "^~", "/v1/", "proxy", stream=True, pool="questions"),
+    _Place("the assistant", "=", "/api/chat", "proxy", stream=True, pool="questions"),
     _Place("the rest of an answer whose connection broke", "=", "/api/chat/resume", "proxy", stream=True),
     _Place("whether streams pass, for `mogine doctor --public`", "^~", "/api/probe/", "proxy", stream=True),
     _Place("search", "=", "/api/search", "kb"),
@@ -115,7 +116,8 @@ def _shared(site: Site) -> Lines:
         "limit_conn_zone $binary_remote_addr zone=mogine_open:10m;",
         "",
     ]
-    for name, port in _ports(site).items():
+    # Connections that carry nothing but questions are the quickest in mogine: they have their own pool.
+    for name, port in {**_ports(site), "questions": site.proxy_port}.items():
         address = f"[{site.host}]" if ":" in site.host else site.host
         lines += [f"upstream mogine_{name} {{", f"    server {address}:{port};", "    keepalive 32;", "}"]
     return lines
@@ -248,7 +250,7 @@ def _place(site: Site, place: _Place) -> Lines:
         ]
     if place.server != "proxy":
         lines += _indented(_logs(site, place.server))
-    lines += _indented(_passing(site, place.server, place.path if exact else ""))
+    lines += _indented(_passing(site, place.pool or place.server, place.path if exact else ""))
     return [*lines, "}"]
 
 
