@@ -84,6 +84,7 @@ async def test_picture_for_the_handoff_is_served(serve: Start, home: Path) -> No
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", ".env", "none.png", "data", "text.png", ""])
 async def test_only_a_picture_of_the_home_is_served(serve: Start, home: Path, name: str) -> None:
+    """B19"""
     (home.parent / "secret.png").write_bytes(PNG)
     (home / "text.png").write_text("<svg onload=alert(1)>")
     (home / "site.toml").write_text(f'[assistant]\nhandoff_wechat_qr = "{name}"\n')
@@ -127,6 +128,7 @@ async def test_form_tells_on_its_page_what_went_wrong_and_keeps_the_question(ser
 
 
 async def test_form_of_another_site_spends_nothing(serve: Start) -> None:
+    """P22, B2"""
     async with DoubaoFake(script(say("x"))) as fake:
         served = await serve(env=fake.environ)
         for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}):

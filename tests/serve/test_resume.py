@@ -81,6 +81,7 @@ async def test_events_are_numbered_for_the_widget_alone(serve: Start) -> None:
 async def test_when_nobody_comes_back_the_vendor_is_left_and_the_row_says_so(
     serve: Start, grace: str
 ) -> None:
+    """P5: within the grace that the widget asked for."""
     async with DoubaoFake(script(say("one"), hang())) as fake:
         served = await serve(env={**fake.environ, "MOGINE_RESUME_GRACE": grace})
         response = await begin(served)
@@ -94,6 +95,7 @@ async def test_when_nobody_comes_back_the_vendor_is_left_and_the_row_says_so(
 
 
 async def test_stop_has_no_grace(serve: Start) -> None:
+    """P5"""
     async with DoubaoFake(script(say("one"), hang())) as fake:
         served = await serve(env={**fake.environ, "MOGINE_RESUME_GRACE": "60"})
         response = await begin(served)
@@ -118,6 +120,7 @@ async def test_who_leaves_before_the_first_word_of_the_answer_can_come_back(serv
 
 
 async def test_an_answer_is_for_the_visitor_and_the_session_that_asked(serve: Start) -> None:
+    """B11, P22: a foreign id is as one that never was, and pages of other sites get nothing."""
     async with DoubaoFake(script(say("secret"), hang())) as fake:
         served = await serve(env={**fake.environ, "MOGINE_RESUME_GRACE": "60"})
         response = await begin(served)

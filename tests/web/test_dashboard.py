@@ -335,6 +335,7 @@ async def test_cost_tells_the_budget_and_quality_the_waiting(browser: Browser, h
 
 
 async def test_hostile_rows_run_nothing(browser: Browser, home: Path) -> None:
+    """P30, B14"""
     take_in(home, HOSTILE)
     hostile = asked(
         1,
@@ -360,6 +361,7 @@ async def test_hostile_rows_run_nothing(browser: Browser, home: Path) -> None:
 
 
 async def test_export_of_a_screen_holds_no_formula(browser: Browser, home: Path) -> None:
+    """P31, B15"""
     async with (
         owner(home, [asked(1, question='=HYPERLINK("https://evil.example")')]) as o,
         o.signed_in(browser) as v,

@@ -355,6 +355,7 @@ async def test_focus_stays_within_the_sheet(browser: Browser, server: PageServer
 
 
 async def test_hostile_answer_runs_nothing_in_the_page_around(browser: Browser, server: PageServer) -> None:
+    """P30, B14"""
     async with visit(browser, server, HOST) as v:
         await opened(v)
         hostile = {

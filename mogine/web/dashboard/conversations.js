@@ -204,7 +204,7 @@ function gapItem(gap, place) {
     h("button", { type: "button", class: "quiet", click: () => void showQuestions() }, t.showQuestions),
   ];
   const proof = gap.evidence ? h("p", { class: "proof" }, `${t.evidence}: `, badge(gap.evidence.passed ? t.passed : t.notPassed, gap.evidence.passed ? "good" : "warn"), ` ${gap.evidence.generation}${gap.evidence.rank ? `, ${t.rank} ${gap.evidence.rank}` : ""} ${gap.evidence.why ?? ""}`) : null;
-  const near = gap.nearest ? h("p", { class: "near", dir: "auto" }, `${t.nearest}: ${gap.nearest.title || gap.nearest.source} (${number(gap.nearest.score)})`) : null;
+  const near = gap.nearest?.source ? h("p", { class: "near", dir: "auto" }, `${t.nearest}: ${gap.nearest.title || gap.nearest.source} (${number(gap.nearest.score)})`) : null;
   return h(
     "li",
     { class: "card gap" },
