@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from mogine.analytics.store import AnalyticsStore
-from mogine.errors import MogineError, NotFound, StoreError
+from mogine.errors import MogineError, NotFound, SettingsError, StoreError
 from mogine.kb.generations import Generations
 from mogine.kb.manifest import MANIFEST_NAME, Generation, copy_files
-from mogine.settings import Settings, variables
+from mogine.settings import Settings, load_site, variables
 
 FORMAT = 1
 CONTENTS = "mogine-backup.json"
@@ -33,6 +33,7 @@ PLAIN = ("site.toml", "kb-tests.jsonl")
 # What only `--with-secrets` takes along. The salt of the day is no secret to keep: it is made to be lost.
 SECRETS = ("data/admin_token", "data/question_salt")
 BACKUPS = "backups"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 NAME = re.compile(r"mogine-\d{8}T\d{6}Z\.tar\.gz")
 TRIES = 3
 
@@ -111,6 +112,9 @@ def _gather(settings: Settings, stage: Path, *, with_secrets: bool, docs: bool) 
     if (home / ".env").is_file():
         text = (home / ".env").read_text("utf-8-sig")
         (stage / ".env").write_text(text if with_secrets else without_secrets(text), "utf-8")
+    if picture := _picture(home):
+        (stage / picture).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copyfile(home / picture, stage / picture)
     if docs and (home / "docs").is_dir():
         shutil.copytree(home / "docs", stage / "docs", ignore_dangling_symlinks=True)
     for path in sorted(data.glob("*.db")):
@@ -130,6 +134,16 @@ def _rows(path: Path) -> int:
             return int(database.execute("SELECT count(*) FROM queries").fetchone()[0])
     except sqlite3.Error:
         return 0
+
+
+def _picture(home: Path) -> str:
+    """The file that `handoff_wechat_qr` of site.toml names, when it is a picture in the home; else ""."""
+    try:
+        name = str(load_site(home / "site.toml").assistant.get("handoff_wechat_qr") or "")
+    except SettingsError:
+        return ""
+    path = (home / name).resolve()
+    return name if name and _is_ours(name) and path.is_file() and path.is_relative_to(home.resolve()) else ""
 
 
 def without_secrets(text: str) -> str:
@@ -315,7 +329,9 @@ def _is_ours(name: str) -> bool:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
         return False
-    return name in (*PLAIN, ".env") or (len(parts) > 1 and parts[0] in ("data", "docs"))
+    if name in (*PLAIN, ".env") or (len(parts) > 1 and parts[0] in ("data", "docs")):
+        return True
+    return PurePosixPath(name).suffix.lower() in PICTURES and not name.startswith(".")
 
 
 def _members(

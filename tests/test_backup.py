@@ -34,7 +34,8 @@ def full(home: Path) -> Settings:
     (home / ".env").write_text(
         f"MOGINE_PROXY_PORT=9001\nDOUBAO_API_KEY={KEY}\nexport MOGINE_ADMIN_TOKEN={TOKEN}\n"
     )
-    (home / "site.toml").write_text('[company]\nname = "松涧"\n')
+    (home / "site.toml").write_text('[company]\nname = "松涧"\n[assistant]\nhandoff_wechat_qr = "qr.png"\n')
+    (home / "qr.png").write_bytes(b"picture")
     (home / "kb-tests.jsonl").write_text('{"question": "退款"}\n')
     (home / "docs").mkdir()
     (home / "docs/a.md").write_text("# 退款\n三天到账\n")
@@ -75,7 +76,7 @@ def test_an_empty_home_gets_everything_but_secrets(full: Settings, tmp_path: Pat
     assert (done.kept_in, done.kept_env) == (None, False)
     assert questions(there) == 1
     assert Generations(there / "data/kb").sources() == Generations(full.kb_path).sources()
-    for name in ("site.toml", "kb-tests.jsonl", "docs/a.md", "data/spool/1.jsonl"):
+    for name in ("site.toml", "kb-tests.jsonl", "docs/a.md", "data/spool/1.jsonl", "qr.png"):
         assert (there / name).read_bytes() == (full.home / name).read_bytes()
     assert not (there / "data/admin_token").exists()
     assert load_settings({}, there).proxy.port == 9001

@@ -1,7 +1,7 @@
 """Rows as lines of a file, written by SQLite itself: many times faster than by way of objects.
 
-What a line looks like is told by export.py, and a test compares the two. Batches are rendered in two threads
-while SQLite lets go of the interpreter, and come in their order.
+What a line looks like is told by export.py, and a test compares the two. A thread makes the next lines while
+those before are taken; more threads only wait for SQLite's one lock on memory.
 """
 
 import json
@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 from mogine.analytics.export import BOM, COLUMNS, FORMATS, FORMULA_SIGNS, check_format, heading
 from mogine.analytics.records import SIGNALS, Selection, signals_of
-from mogine.analytics.store import COST_DIGITS, AnalyticsStore
+from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
 BATCH = 1000
-THREADS = 2
 AHEAD = 3  # batches that wait for a slow taker, of some hundred kilobytes each
 
 _NUMBERS = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms")
@@ -73,10 +72,11 @@ def _ahead(
 ) -> Iterator[Piece]:
     """Batches in their order, a few of them being made while the one before is taken."""
 
+    lasting = LastingReader(store, deadline_s)
+
     def render(keys: Sequence[Any]) -> Piece:
         condition, params = keys
-        with store.reader(deadline_s) as reader:
-            reader.connection.create_function("exact", 1, repr, deterministic=True)
+        with lasting.look() as reader:
             data, rows = reader.one(
                 f"SELECT CAST(group_concat(line, '') AS BLOB), count(*) FROM (SELECT {line} AS line "  # noqa: S608
                 f"FROM queries q LEFT JOIN texts t ON t.seq = q.seq WHERE {condition} ORDER BY q.seq)",
@@ -84,8 +84,8 @@ def _ahead(
             )
         return Piece(data or b"", rows)
 
-    with ThreadPoolExecutor(THREADS, "export") as pool:
-        waiting: deque[Future[Piece]] = deque()
+    waiting: deque[Future[Piece]] = deque()
+    with ThreadPoolExecutor(1, "export") as pool:
         try:
             for keys in store.batches(selection, BATCH, deadline_s):
                 waiting.append(pool.submit(render, keys))
@@ -96,6 +96,7 @@ def _ahead(
         finally:
             for future in waiting:
                 future.cancel()
+    lasting.close()
 
 
 # --- one row as SQL ------------------------------------------------------------------------------

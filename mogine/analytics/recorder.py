@@ -33,6 +33,7 @@ FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 LOOK_AGAIN_S = 30.0
 CLOSING_S = 5.0
+CHECK_S = 1.0  # what a start may spend on looking for damage: enough for some hundred thousand questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ class Recorder:
         try:
             try:
                 self._store.prepare()
+                self._store.check(CHECK_S)
             except Damaged as damage:
                 self._begin_anew(damage)
                 self._store.prepare()

@@ -150,6 +150,35 @@ class Reader:
         return self.all(sql, params)[0]
 
 
+class LastingReader:
+    """A read-only connection for many short looks, each at one state of the record; in between it holds
+    nothing open. For one thread at a time."""
+
+    def __init__(self, store: "AnalyticsStore", deadline_s: float | None) -> None:
+        self._store = store
+        self._deadline_s = deadline_s
+        self._connection: sqlite3.Connection | None = None
+
+    @contextlib.contextmanager
+    def look(self) -> Iterator[Reader]:
+        """What `AnalyticsStore.reader` gives."""
+        with self._store.translated():
+            if self._connection is None:
+                self._connection = self._store.open_reader()
+                # The shortest decimal form of a number, for those of which SQLite has none.
+                self._connection.create_function("exact", 1, repr, deterministic=True)
+            self._connection.execute("BEGIN")
+            try:
+                yield Reader(self._connection, self._deadline_s, self._store.name)
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Closes the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
+
+
 class AnalyticsStore:
     """The record at `path`. Reading never creates a file: an absent one reads as an empty record.
 
@@ -181,7 +210,7 @@ class AnalyticsStore:
         Raises StoreError when it cannot be written, is of a newer mogine or no record of ours (the
         file stays untouched), Damaged when it is no sound database, Locked when somebody holds it.
         """
-        with self._translated():
+        with self.translated():
             if not self._pending(busy_ms):
                 return
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -230,8 +259,27 @@ class AnalyticsStore:
                 steps.apply(Database(connection, recursive_triggers=False))
                 connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # after some failures it has been undone already
+                    connection.execute("ROLLBACK")
                 raise
+
+    def check(self, limit_s: float) -> None:
+        """Looks through the pages of the file for at most `limit_s`. Raises Damaged, StoreError."""
+        if not self.exists():
+            return
+        end = time.monotonic() + limit_s
+        with self.translated(), contextlib.closing(self.open_reader()) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > end, PROGRESS_STEPS)
+            try:
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                    return  # as far as it went all is well
+                raise
+        if found != "ok":
+            damage = Damaged(f"{self.name} is damaged ({str(found).splitlines()[0]})")
+            damage.inode = self._current_inode()
+            raise damage
 
     def _back_up(self, step: str) -> None:
         stamp = f"{self._clock():%Y%m%dT%H%M%S%fZ}"
@@ -267,7 +315,8 @@ class AnalyticsStore:
             return 0
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
+        """SQLite's errors, and the system's, as ours."""
         inode = self._current_inode()
         try:
             yield
@@ -289,7 +338,7 @@ class AnalyticsStore:
 
         What is not `durable` may be undone by a power cut, though never by halves.
         """
-        with self._lock, self._translated():
+        with self._lock, self.translated():
             if self._writer is None or self._inode != self._current_inode():
                 self._drop_writer()
                 self.prepare(busy_ms=busy_ms)
@@ -455,7 +504,7 @@ class AnalyticsStore:
 
     def checkpoint(self) -> bool:
         """Moves the journal into the file and empties it; False when a reader was in the way."""
-        with self._lock, self._translated():
+        with self._lock, self.translated():
             with contextlib.closing(_connect(self.path, busy_ms=BUSY_MS)) as connection:
                 busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             return not busy
@@ -465,7 +514,7 @@ class AnalyticsStore:
 
         None when the file that `damage` speaks of is not there any more: another process was quicker.
         """
-        with self._lock, self._translated():
+        with self._lock, self.translated():
             self._drop_writer()
             with locked_file(self.path.with_name(self.path.name + ".lock"), wait=True):
                 if not damage.inode or damage.inode != self._current_inode():
@@ -481,13 +530,14 @@ class AnalyticsStore:
     @contextlib.contextmanager
     def reader(self, deadline_s: float | None = None) -> Iterator[Reader]:
         """One consistent state of the record, to be read."""
-        with self._translated():
-            connection = self._open_reader()
-        with contextlib.closing(connection), self._translated():
+        with self.translated():
+            connection = self.open_reader()
+        with contextlib.closing(connection), self.translated():
             connection.execute("BEGIN")
             yield Reader(connection, deadline_s, self.name)
 
-    def _open_reader(self) -> sqlite3.Connection:
+    def open_reader(self) -> sqlite3.Connection:
+        """A read-only connection, which the caller closes; to an empty record where there is none."""
         if not self.exists():
             connection = sqlite3.connect(":memory:", isolation_level=None)
             connection.row_factory = sqlite3.Row
@@ -510,6 +560,14 @@ class AnalyticsStore:
                 "SELECT started_ms + coalesce(duration_ms, 0) FROM queries ORDER BY seq DESC LIMIT 1"
             )
         return Summary(rows, from_epoch_ms(newest[0][0]) if newest else None, lost)
+
+    def is_crowded(self, rows: int) -> bool:
+        """Whether more than so many rows are not summed yet."""
+        with self.reader() as reader:
+            upto = state(reader.connection)["summed_upto"]
+            return bool(
+                reader.all("SELECT 1 FROM queries WHERE seq > ? ORDER BY seq LIMIT 1 OFFSET ?", (upto, rows))
+            )
 
     def newest_at(self) -> datetime | None:
         """When the newest question was asked."""
@@ -544,14 +602,12 @@ class AnalyticsStore:
 
         Raises RequestError(reason="bad_filter") for a cursor that was never handed out.
         """
-        where, params = _where(selection)
         high = decode_cursor(before) if before else None
+        where, params = _where(selection, before=high)
         with self.reader(deadline_s) as reader:
             if selection.search:
                 seqs = _found(reader, selection, before=high, limit=limit + 1)
                 where, params = _LISTED, [json.dumps(seqs.tolist())]
-            elif high is not None:
-                where, params = f"{where} AND q.seq < ?", [*params, high]
             rows = reader.all(
                 f"{_SELECT_ROWS} WHERE {where} ORDER BY q.seq DESC LIMIT ?", [*params, limit + 1]
             )
@@ -574,14 +630,11 @@ class AnalyticsStore:
         if selection.search:
             yield from self._iterate_found(selection, batch, deadline_s)
             return
-        where, params = _where(selection)
         after = -1
         while True:
+            where, params = _where(selection, after=after)
             with self.reader(deadline_s) as reader:
-                rows = reader.all(
-                    f"{_SELECT_ROWS} WHERE {where} AND q.seq > ? ORDER BY q.seq LIMIT ?",
-                    [*params, after, batch],
-                )
+                rows = reader.all(f"{_SELECT_ROWS} WHERE {where} ORDER BY q.seq LIMIT ?", [*params, batch])
                 records = _records(reader, rows)
             yield from records
             if len(rows) < batch:
@@ -599,18 +652,20 @@ class AnalyticsStore:
             for start in range(len(seqs) - 1, -1, -size):
                 yield _LISTED, [json.dumps(seqs[max(0, start - size + 1) : start + 1].tolist())]
             return
-        where, params = _where(selection)
         after = -1
+        lasting = LastingReader(self, deadline_s)
         while True:
-            with self.reader(deadline_s) as reader:
+            where, params = _where(selection, after=after)
+            with lasting.look() as reader:
                 last, rows = reader.one(
                     "SELECT max(seq), count(*) FROM (SELECT q.seq FROM queries q "  # noqa: S608
-                    f"WHERE {where} AND q.seq > ? ORDER BY q.seq LIMIT ?)",
-                    [*params, after, size],
+                    f"WHERE {where} ORDER BY q.seq LIMIT ?)",
+                    [*params, size],
                 )
             if rows:
-                yield f"{where} AND q.seq > ? AND q.seq <= ?", [*params, after, last]
+                yield _where(selection, after=after, upto=last)
             if rows < size:
+                lasting.close()
                 return
             after = last
 
@@ -872,15 +927,24 @@ _TERMS = {
 }
 
 
-def _where(selection: Selection) -> tuple[str, list[Any]]:
-    """The condition on `queries q` (and `texts t` for a search), values bound, columns our own."""
+def _where(
+    selection: Selection, *, after: int | None = None, before: int | None = None, upto: int | None = None
+) -> tuple[str, list[Any]]:
+    """The condition on `queries q` (and `texts t` for a search), values bound, columns our own.
+
+    There is one bound on each side: of two SQLite takes any, and looks at all that lies between them.
+    """
     terms, params = ["1"], list[Any]()
-    if selection.since is not None:
+    lows = [after + 1] if after is not None else []
+    lows += [first_seq(selection.since)] if selection.since is not None else []
+    highs = [bound for bound in (before, upto + 1 if upto is not None else None) if bound is not None]
+    highs += [first_seq(selection.until)] if selection.until is not None else []
+    if lows:
         terms.append("q.seq >= ?")
-        params.append(first_seq(selection.since))
-    if selection.until is not None:
+        params.append(max(lows))
+    if highs:
         terms.append("q.seq < ?")
-        params.append(first_seq(selection.until))
+        params.append(min(highs))
     for name in ("provider", "model", "kind", "status", "answered", "visitor", "session", "feedback"):
         if value := getattr(selection, name):
             if (name, value) == ("feedback", "any"):

@@ -18,6 +18,8 @@ from mogine.errors import Locked, MogineError
 
 # Answers take minutes at most: rows older than this have nothing to come between them any more.
 SETTLED = timedelta(minutes=10)
+CROWD_ROWS = 5_000
+CROWDED = timedelta(seconds=30)
 SLICE_S = 0.02
 COLLECT_ROWS = 128
 HOUR_MS = 4 * QUARTER_MS
@@ -156,6 +158,9 @@ class Upkeep:
     def once(self) -> None:
         """Does what there is to do."""
         sum_up(self._store, sleep=self._rest)
+        if self._store.is_crowded(CROWD_ROWS):
+            # So many rows that statistics would feel them: those that come between are summed by themselves.
+            sum_up(self._store, before=datetime.now(UTC) - CROWDED, sleep=self._rest)
         while index_once(self._store, sleep=self._rest):
             pass
 

@@ -72,7 +72,7 @@ def doctor(
             json.dumps({"counts": count, "lines": [asdict(line) for line in found]}, ensure_ascii=False)
         )
     else:
-        typer.echo(f"{count['ok']} ok, {count['warning']} warnings, {count['error']} errors", err=True)
+        typer.echo(f"ok: {count['ok']}, warnings: {count['warning']}, errors: {count['error']}", err=True)
     if count["error"] or (strict and count["warning"]):
         raise typer.Exit(FOUND)
 

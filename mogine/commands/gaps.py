@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
-    help="What could not be answered, and what became of it.",
 )
 
 SHOWN = 20

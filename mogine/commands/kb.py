@@ -1,6 +1,7 @@
 """`mogine kb`: documents in and out of the knowledge base, and a look at what it finds."""
 
 import time
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,11 +10,12 @@ import typer
 
 from mogine.commands import console, kbcare, kbingest, kbtests
 from mogine.commands.console import safe, safe_json, safe_line
-from mogine.commands.knowledge import open_kb, print_rows
+from mogine.commands.knowledge import open_kb, print_rows, tests_path
 from mogine.commands.shell import shell_of
 from mogine.errors import NotFound, RequestError
 
 if TYPE_CHECKING:
+    from mogine.ingest.pipeline import Summary
     from mogine.kb.passages import Hit, StoredDocument
 
 app = typer.Typer(
@@ -151,6 +153,12 @@ def show(
 def remove(
     ctx: typer.Context,
     docs: Annotated[list[str], typer.Argument(metavar="DOC...", help="Sources, paths or ids.")],
+    gate: Annotated[
+        kbingest.GateMode,
+        typer.Option(
+            help="When a test of kb-tests.jsonl gets worse: keep the documents, tell, or do not ask."
+        ),
+    ] = kbingest.GateMode.WARN,
     as_json: AsJson = False,
 ) -> None:
     """Take documents out of the knowledge base; the files themselves stay.
@@ -159,9 +167,13 @@ def remove(
 
       mogine kb remove docs/old-prices.xlsx
 
-      mogine kb remove docs/a.md docs/b.md --json
+      mogine kb remove docs/a.md docs/b.md --gate strict
+
+    Exit code 3 when the gate kept the documents.
     """
+    from mogine.ingest.pipeline import Gate, take_out
     from mogine.kb.embedders import open_embedder
+    from mogine.kb.gate import load_tests
     from mogine.kb.generations import Generations
 
     shell = shell_of(ctx)
@@ -169,16 +181,38 @@ def remove(
         known = kb.documents()
     sources = [_find(known, doc, shell.home).source for doc in docs]
     settings = shell.existing()
-    with Generations(settings.kb_path).begin(open_embedder(settings)) as draft:
-        removed = [source for source in dict.fromkeys(sources) if draft.remove(source)]
-        name = draft.commit()
+    tests = load_tests(tests_path(shell.home)) if gate is not kbingest.GateMode.OFF else []
+    with closing(open_embedder(settings)) as embedder:
+        summary = take_out(
+            sources, Generations(settings.kb_path), embedder, gate=Gate(tuple(tests), gate.value)
+        )
     if as_json:
-        typer.echo(safe_json({"generation": name, "removed": removed}))
+        told = {
+            "generation": summary.generation,
+            "removed": [] if summary.is_held_back else summary.removed,
+            "held_back": summary.is_held_back,
+            "tests": kbtests.verdict_dict(summary.verdict) if summary.verdict else None,
+        }
+        typer.echo(safe_json(told))
+    else:
+        _tell_removed(summary)
+    if summary.is_held_back:
+        raise typer.Exit(kbtests.FOUND_SOMETHING)
+
+
+def _tell_removed(summary: "Summary") -> None:
+    if summary.verdict:
+        kbtests.print_verdict(summary.verdict)
+    if summary.is_held_back:
+        console.err.print(
+            f"generation {summary.generation} serves on, because the gate is strict and a test got worse; "
+            "`--gate warn` takes the documents out all the same"
+        )
         return
-    for source in removed:
+    for source in summary.removed:
         console.out.print(f"removed {safe_line(source)}")
     console.err.print(
-        f"generation {name} serves now; files that stay in place come back with the next ingest"
+        f"generation {summary.generation} serves now; files that stay in place come back with the next ingest"
     )
 
 

@@ -125,6 +125,7 @@ def verdict_dict(verdict: "Verdict") -> dict[str, Any]:
                 "question": change.after.test.question,
                 "rank_before": change.before.rank if change.before else None,
                 "rank_now": change.after.rank,
+                "first_now": change.after.first,
                 "top_k": change.after.test.top_k,
             }
             for change in verdict.moved
@@ -137,9 +138,10 @@ def print_verdict(verdict: "Verdict") -> None:
     for change in verdict.moved[:SHOWN_CHANGES]:
         before = change.before.rank if change.before else None
         word = "WORSE " if change.is_worse else "      "
+        first = f"  (first is now {safe_line(change.after.first, 100)})" if change.after.rank != 1 else ""
         console.err.print(
             f"{word} rank {before or '-'} -> {change.after.rank or '-'}  "
-            f"{safe_line(change.after.test.question, 100)}"
+            f"{safe_line(change.after.test.question, 100)}{first if change.after.first else ''}"
         )
     if len(verdict.moved) > SHOWN_CHANGES:
         console.err.print(f"  and {len(verdict.moved) - SHOWN_CHANGES} more")

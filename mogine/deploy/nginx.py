@@ -44,6 +44,7 @@ PLACES = (
     _Place("answers, as they come", "^~", "/api/llm/", "proxy", stream=True),
     _Place("answers in OpenAI's dialect", "^~", "/v1/", "proxy", stream=True),
     _Place("the assistant", "=", "/api/chat", "proxy", stream=True),
+    _Place("the rest of an answer whose connection broke", "=", "/api/chat/resume", "proxy", stream=True),
     _Place("whether streams pass, for `mogine doctor --public`", "^~", "/api/probe/", "proxy", stream=True),
     _Place("search", "=", "/api/search", "kb"),
     _Place("what the site says of the company", "=", "/api/company_info", "kb"),
@@ -258,13 +259,12 @@ def _owners_side(site: Site) -> Lines:
     lines = []
     for path in PATHS_OF_OWNER:
         server = "kb" if path == "/api/documents" else "analytics"
-        size = [f"    client_max_body_size {site.max_upload_bytes};"] if server == "kb" else []
         lines += [
             "# the owner's side, which asks for the admin token too",
             f"location ^~ {bare}{path} {{",
             *(f"    allow {network};" for network in site.admin_from),
             "    deny all;",
-            *size,
+            f"    client_max_body_size {site.max_upload_bytes};",
             "    proxy_read_timeout 120s;",
             "    proxy_buffering off;",
             *_indented(_logs(site, server)),

@@ -250,7 +250,7 @@ def database(house: House) -> Iterator[Line]:
     took_ms = (time.perf_counter() - began) * 1000
     last = f", the last at {found.last_write_at:%Y-%m-%d %H:%M} UTC" if found.last_write_at else ""
     size = size_bytes(store.path) / 1024**2
-    yield ok("record", f"{found.rows:,} questions{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
+    yield ok("record", f"questions: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
     waiting = Spool(house.settings.data_path / "spool").count()
     if waiting:
         yield warning(
@@ -343,7 +343,7 @@ def _generation(house: House, generation: Generation) -> Iterator[Line]:
             "`mogine kb rollback` goes back to the one before; `mogine kb ingest ./docs` makes a new one",
         )
         return
-    words = f"{manifest.documents} documents, {manifest.passages} passages, whole ({generation.name})"
+    words = f"documents: {manifest.documents}, passages: {manifest.passages}, whole ({generation.name})"
     age = house.now - datetime.fromisoformat(manifest.created_at).astimezone(UTC)
     if age > OLD_DOCUMENTS:
         yield warning(

@@ -250,6 +250,10 @@ class Tick:
 def streams(visit: Visit) -> Iterator[Line]:
     """Pieces of an answer come when they are sent, as they are."""
     ticks, headers = _listen(visit, "api/probe/ticks")
+    if _parcels(ticks) <= len(ticks) // 2 or _late_ms(ticks) > LATE_MS:
+        # A moment's stall of some machine looks the same, but seldom twice.
+        again, headers = _listen(visit, "api/probe/ticks")
+        ticks = max(ticks, again, key=_parcels)
     packed = headers.get("content-encoding", "identity")
     if packed != "identity":
         yield error(
@@ -260,16 +264,24 @@ def streams(visit: Visit) -> Iterator[Line]:
     if len(ticks) < 3:
         yield error("stream", f"only {len(ticks)} pieces of a stream came", UNBUFFERED)
         return
-    groups = 1 + sum(b.came_ms - a.came_ms > GROUP_MS for a, b in pairwise(ticks))
-    late_ms = max(tick.came_ms - tick.sent_ms for tick in ticks)
+    groups, late_ms = _parcels(ticks), _late_ms(ticks)
     held_ms = min(late_ms, ticks[-1].sent_ms - ticks[0].sent_ms)
-    words = f"{len(ticks)} pieces came in {groups} parcels {histogram(ticks)}"
+    words = f"{len(ticks)} pieces came in {groups} parcel{'s' * (groups > 1)} {histogram(ticks)}"
     if groups <= len(ticks) // 2:
         yield error("stream", f"is buffered: {words}", UNBUFFERED)
     elif late_ms > LATE_MS:
         yield warning("stream", f"is held back by up to {held_ms:.0f} ms: {words}", UNBUFFERED)
     else:
         yield ok("stream", f"comes as it is sent: {words}")
+
+
+def _parcels(ticks: Sequence[Tick]) -> int:
+    """In how many pieces they came, told apart by the clock."""
+    return 1 + sum(b.came_ms - a.came_ms > GROUP_MS for a, b in pairwise(ticks)) if ticks else 0
+
+
+def _late_ms(ticks: Sequence[Tick]) -> float:
+    return max((tick.came_ms - tick.sent_ms for tick in ticks), default=0.0)
 
 
 def _listen(visit: Visit, path: str) -> tuple[list[Tick], httpx.Headers]:

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mogine.kb.passages import Document, Passage
+from mogine.kb.passages import Document, Passage, language
 
-# Whole paragraphs are packed up to this; only a longer one is cut. English gets no more characters than
-# Chinese, though it costs a model fewer tokens: on en_wiki 1,280 characters a passage gave nDCG@10 92.3 and
-# the answer within the first 1,000 characters returned in 90.0 % of cases, 512 gave 93.2 and 94.3 %.
+# Whole paragraphs are packed up to this; only a longer one is cut.
 MAX_CHARS = 512
+# Into pieces of at most so much, when it is not Chinese: measured in docs/retrieval.md.
+MAX_PIECE_CHARS = 340
 # A piece of a cut paragraph begins with the last sentence of the piece before it, when that is short.
 OVERLAP_CHARS = 100
 MAX_HEADING_CHARS = 100
@@ -90,7 +90,8 @@ def _cut(block: _Block) -> Iterator[_Block]:
     if len(block.text) <= MAX_CHARS:
         yield block
         return
-    texts = _cut_table(block.text) if block.is_table else _cut_text(block.text, MAX_CHARS)
+    limit = MAX_CHARS if language(block.text) == "zh" else MAX_PIECE_CHARS
+    texts = _cut_table(block.text) if block.is_table else _cut_text(block.text, limit)
     for index, text in enumerate(texts):
         # Pieces of one block are never packed together again: they would hold the overlap twice.
         yield _Block(text, block.headings, block.page, block.is_table, is_apart=block.is_apart or index > 0)

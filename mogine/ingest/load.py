@@ -62,7 +62,7 @@ _UNWANTED = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\u
 
 
 # Part of every digest: raised when loaders or chunking give other passages, so that all is taken in anew.
-_VERSION = b"mogine 1\x00"
+_VERSION = b"mogine 2\x00"
 
 
 def digest_of(data: bytes) -> str:
@@ -120,9 +120,7 @@ def kind_of(name: str, data: bytes) -> str:
         raise UnsupportedMedia("is RTF, which is not read; save it as DOCX")
     named = SUFFIXES.get(suffix, "")
     if is_binary(data):
-        if named and named not in _TEXT_KINDS:
-            raise UnreadableDocument(f"is damaged: its bytes are no {named.upper()}; save it again")
-        raise UnsupportedMedia(f"is no document that is read here; there are {kinds()}")
+        raise _refused_bytes(suffix, named)
     if named and named not in _TEXT_KINDS:
         raise UnreadableDocument(f"is named {suffix} but its bytes are no {named.upper()}; save it again")
     if _LOOKS_LIKE_HTML.match(data[:2048]) and named != "md":
@@ -152,6 +150,16 @@ def title_from_name(name: str) -> str:
     """`price_list-2026.xlsx` as "price list 2026"."""
     stem = PurePosixPath(name).stem
     return one_line(clean(re.sub(r"[_]+|(?<=\w)-(?=\w)", " ", stem)))[:200] or "untitled"
+
+
+def _refused_bytes(suffix: str, named: str) -> MogineError:
+    if not named:
+        return UnsupportedMedia(f"is no document that is read here; there are {kinds()}")
+    if named in _TEXT_KINDS:
+        return UnsupportedMedia(
+            f"is named {suffix} but holds bytes that no text has; save it as UTF-8 text or as PDF"
+        )
+    return UnreadableDocument(f"is damaged: its bytes are no {named.upper()}; save it again")
 
 
 def _refused_ole(suffix: str, data: bytes) -> MogineError:

@@ -31,6 +31,11 @@ _MAX_REDIRECTS = 5
 _MAX_URL_CHARS = 2000
 _MAX_WAIT_S = 30.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not of the open internet either, whatever this Python's `ipaddress` knows of them: addresses of a site, of
+# protocols, of anycast relays, of documentation.
+_INNER = tuple(
+    map(ipaddress.ip_network, ("fec0::/10", "192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16"))
+)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LOC = re.compile(r"<loc>\s*(?:<!\[CDATA\[)?\s*([^<>\]]{1,2000}?)\s*(?:\]\]>)?\s*</loc>", re.I)
 _SITEMAP = re.compile(
@@ -297,6 +302,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None and not is_public(str(inner)):
             return False
+    if any(ip in network for network in _INNER):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mogine.errors import MogineError, StoreError
 from mogine.kb.catalogue import CatalogueWriter, read_documents, read_sources
-from mogine.kb.embedders import Embedder, NoEmbedder
+from mogine.kb.embedders import Embedder, NoEmbedder, Vectors
 from mogine.kb.lexical import TERMS, LexicalWriter
 from mogine.kb.manifest import (
     Generation,
@@ -25,6 +25,7 @@ from mogine.kb.manifest import (
     sources_of,
 )
 from mogine.kb.passages import Document, Passage
+from mogine.kb.rounded import RoundedWriter
 from mogine.kb.texts import create_texts, open_for_reading, open_for_writing
 from mogine.kb.vectors import VECTORS_NAME, VectorIndex
 
@@ -173,6 +174,7 @@ class _Work:
                 self._vectors = VectorIndex(path, create=copied is None)
             self._catalogue = CatalogueWriter(self._db)
             self._lexical = LexicalWriter(self._db)
+            self._rounded = RoundedWriter(self._db)
             self._waiting: list[tuple[int, str]] = []
             self._db.execute("BEGIN")
         except BaseException:
@@ -199,6 +201,7 @@ class _Work:
         self._waiting = kept
         if self._vectors and embedded:
             self._vectors.remove(sorted(embedded))
+            self._rounded.remove(sorted(embedded))
 
     def sources(self) -> dict[str, str]:
         return read_sources(self._db)
@@ -225,8 +228,8 @@ class _Work:
     def _move(self, moved: Sequence[tuple[int, int, str]], vectors: VectorIndex | None) -> None:
         known = vectors.vectors([old_number for _, old_number, _ in moved]) if vectors else {}
         ready = [(number, known[old_number]) for number, old_number, _ in moved if old_number in known]
-        if self._vectors and ready:
-            self._vectors.add([number for number, _ in ready], np.array([row for _, row in ready]))
+        if ready:
+            self._add_vectors([number for number, _ in ready], np.array([row for _, row in ready]))
         self._waiting += [(number, text) for number, old_number, text in moved if old_number not in known]
         self._embed()
 
@@ -264,5 +267,10 @@ class _Work:
     def _embed(self) -> None:
         if self._vectors and self._waiting:
             vectors = self._embedder.embed_passages([text for _, text in self._waiting])
-            self._vectors.add([number for number, _ in self._waiting], vectors)
+            self._add_vectors([number for number, _ in self._waiting], vectors)
         self._waiting = []
+
+    def _add_vectors(self, numbers: Sequence[int], vectors: Vectors) -> None:
+        if self._vectors:
+            self._vectors.add(numbers, vectors)
+            self._rounded.add(numbers, vectors)

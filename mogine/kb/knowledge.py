@@ -11,6 +11,7 @@ from mogine.kb.embedders import Embedder, NoEmbedder
 from mogine.kb.lexical import LexicalIndex
 from mogine.kb.manifest import Generation
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
+from mogine.kb.rounded import RoundedVectors
 from mogine.kb.texts import MAX_READERS, Readers
 from mogine.kb.vectors import VectorIndex
 
@@ -24,6 +25,9 @@ _LEXICAL_WEIGHT = 0.6
 # The share that a passage in the other language is lent at most, for words that it cannot have in common
 # with the question: as much as the best of the others, while none of them has many of the question's words.
 _LENT_AT_MOST = 0.15
+# And it is lent only to one whose cosine comes that near to the best of the question's own language: to what
+# may be the answer, not to everything that is written in the other language.
+_LENT_WITHIN = 0.1
 
 
 def _always() -> bool:
@@ -60,6 +64,7 @@ class KnowledgeBase:
             raise
         self._catalogue = Catalogue(self._readers)
         self._lexical = LexicalIndex(self._readers, manifest.passages)
+        self._rounded = RoundedVectors(self._readers)
 
     @property
     def name(self) -> str:
@@ -97,7 +102,8 @@ class KnowledgeBase:
                 shares = self._lexical.search(query, max(top_k, _CANDIDATES))
                 _go_on(is_wanted)
                 missing = [number for number in shares if number not in nearest]
-                cosines = {**nearest, **self._vectors.cosines(vector, missing)}
+                known = self._rounded if self._rounded.exist else self._vectors
+                cosines = {**nearest, **known.cosines(vector, missing)}
                 scores = self._fuse(query, cosines, shares)
         best = sorted(scores, key=lambda number: (-scores[number], number))[:top_k]
         passages = self._catalogue.passages(best)
@@ -132,8 +138,11 @@ class KnowledgeBase:
         asked = language(query)
         lent = min(_LENT_AT_MOST, max(shares.values(), default=0.0))
         languages = self._catalogue.languages(list(cosines))
+        own = (cosine for number, cosine in cosines.items() if languages[number] == asked)
+        near = max(own, default=-1.0) - _LENT_WITHIN
         return {
             number: (cosine + _LEXICAL_WEIGHT * math.sqrt(share)) / (1 + _LEXICAL_WEIGHT)
             for number, cosine in cosines.items()
-            for share in [max(shares.get(number, 0.0), lent if languages[number] != asked else 0.0)]
+            for is_lent in [languages[number] != asked and cosine >= near]
+            for share in [max(shares.get(number, 0.0), lent if is_lent else 0.0)]
         }

@@ -43,6 +43,8 @@ CREATE INDEX passages_of_document ON passages (document, position);
 -- beyond ASCII for part of a word. Contentless: the texts stand in `passages`.
 CREATE VIRTUAL TABLE keywords USING fts5(terms, content='', tokenize='ascii');
 CREATE TABLE term_counts (term TEXT PRIMARY KEY, passages INTEGER NOT NULL) WITHOUT ROWID;
+-- A vector is its parts, whole numbers of a byte, times the step.
+CREATE TABLE rounded_vectors (number INTEGER PRIMARY KEY, step REAL NOT NULL, parts BLOB NOT NULL);
 """
 
 

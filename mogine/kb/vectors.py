@@ -107,10 +107,13 @@ class VectorIndex:
         except StoreError:
             raise
         except Exception as error:  # Chroma raises its own errors, SQLite's and plain Exceptions alike
-            raise StoreError(
-                f"{self._path} cannot be used ({_first_line(error)}); "
-                "look at the disk's free space, then `mogine kb ingest` builds it anew"
-            ) from error
+            told = _first_line(error)
+            remedy = (
+                "make it writable: Chroma notes each opening in its files"
+                if "readonly" in told
+                else "look at the disk's free space, then `mogine kb ingest` builds it anew"
+            )
+            raise StoreError(f"{self._path} cannot be used ({told}); {remedy}") from error
 
 
 def _first_line(error: Any) -> str:

@@ -35,6 +35,8 @@ def verify(generation: Generation, *, sample: int | None = SAMPLE) -> list[Findi
             numbers = {number for (number,) in db.execute("SELECT number FROM passages")}
             findings += _catalogue(db, generation)
             findings += _keywords(db, numbers)
+            if generation.manifest.dimensions:
+                findings += _rounded(db, numbers)
     except sqlite3.Error as error:
         findings.append(Finding("catalogue", f"texts.db cannot be read ({error})"))
         return findings
@@ -83,6 +85,12 @@ def _keywords(db: sqlite3.Connection, numbers: set[int]) -> Iterator[Finding]:
     (count,) = db.execute(wrong).fetchone()
     if count:
         yield Finding("keywords", f"{count} terms are counted wrongly")
+
+
+def _rounded(db: sqlite3.Connection, numbers: set[int]) -> Iterator[Finding]:
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rounded_vectors'").fetchone():
+        copies = {number for (number,) in db.execute("SELECT number FROM rounded_vectors")}
+        yield from _compare("rounded vectors", numbers, copies)
 
 
 def _vectors(generation: Generation, numbers: set[int], sample: int | None) -> Iterator[Finding]:

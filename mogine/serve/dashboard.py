@@ -10,6 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from importlib import metadata
@@ -22,6 +23,7 @@ from aiohttp import hdrs, web
 
 from mogine.analytics.spending import Spending
 from mogine.analytics.store import AnalyticsStore
+from mogine.doctor.home import House, examine
 from mogine.errors import StoreError, Unavailable
 from mogine.serve.access import Access
 from mogine.serve.admin_sessions import AdminToken, open_sessions
@@ -39,6 +41,7 @@ KB = "/api/analytics/kb"
 
 TOKEN = web.AppKey("DASHBOARD_TOKEN", AdminToken)
 CLIENT = web.AppKey("DASHBOARD_CLIENT", httpx.AsyncClient)
+LOOKING = web.AppKey("DASHBOARD_LOOKING", asyncio.Lock)
 
 
 def dashboard_routes() -> list[Route]:
@@ -50,6 +53,7 @@ def dashboard_routes() -> list[Route]:
         Route("POST", "/api/analytics/session/token", sign_in_by_token, Access.ADMIN),
         Route("GET", "/api/analytics/budget", show_budget, Access.ADMIN),
         Route("GET", "/api/analytics/system", show_system, Access.ADMIN),
+        Route("POST", "/api/analytics/doctor", look_at_all, Access.ADMIN),
         Route("GET", f"{KB}/search", search, Access.ADMIN),
         Route("GET", f"{KB}/documents", list_documents, Access.ADMIN),
         Route("POST", f"{KB}/documents", take_in, Access.ADMIN),
@@ -63,6 +67,7 @@ def dashboard_routes() -> list[Route]:
 async def keep_client(app: web.Application) -> AsyncIterator[None]:
     """A cleanup context: the way to the other servers."""
     app[TOKEN] = await asyncio.to_thread(AdminToken, app[SETTINGS])
+    app[LOOKING] = asyncio.Lock()
     async with httpx.AsyncClient(timeout=READ_S, follow_redirects=False, trust_env=False) as client:
         app[CLIENT] = client
         yield
@@ -131,6 +136,13 @@ async def show_system(request: web.Request) -> web.Response:
     )
 
 
+async def look_at_all(request: web.Request) -> web.Response:
+    """What `mogine doctor` says of this home; it takes a second or two, so it is asked for by itself."""
+    async with request.app[LOOKING]:
+        lines = await asyncio.to_thread(lambda: list(examine(House(request.app[SETTINGS]))))
+    return json_response({"lines": [asdict(line) for line in lines]})
+
+
 async def _readiness(app: web.Application, name: str) -> dict[str, Any]:
     began = time.perf_counter()
     try:
@@ -157,6 +169,7 @@ def _files(settings: Settings) -> dict[str, Any]:
             "record": _size(settings.analytics_path.parent, f"{settings.analytics_path.name}*"),
             "knowledge": _size(settings.kb_path, "**/*"),
             "spool": _size(settings.data_path / "spool", "*"),
+            "backups": _size(settings.data_path / "backups", "*"),
             "all": _size(settings.data_path, "**/*"),
         },
     }

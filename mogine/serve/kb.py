@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import orjson
 from aiohttp import hdrs, web
 
-from mogine.errors import MogineError, NotFound, RequestError, Unavailable, UpstreamError
+from mogine.errors import MogineError, NotFound, RequestError, StoreError, Unavailable, UpstreamError
+from mogine.kb.e5 import give_back_memory
 from mogine.kb.embedders import Embedder, clean, open_embedder
 from mogine.kb.generations import Generations, Kept
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
@@ -127,8 +128,17 @@ class Shelf:
             lent.answers.move_to_end(query)
             return query.mode, lent.knowledge.name, lent.answers[query]
         is_left = threading.Event()
+        work = functools.partial(_search, query, lambda: not is_left.is_set())
         try:
-            mode, name, hits = await self.run(functools.partial(_search, query, lambda: not is_left.is_set()))
+            mode, name, hits = await self.run(work)
+        except StoreError:
+            # Its folder may have gone (`kb compact --forget`) before the move was seen: Chroma opens its
+            # files anew now and then. The generation that serves now has an answer.
+            await self.look()
+            if self._lent is lent:
+                raise
+            lent = self._lent
+            mode, name, hits = await self.run(work)
         finally:
             is_left.set()
         # An answer by words alone, while an embedder is down, is none to keep.
@@ -200,6 +210,7 @@ class Shelf:
         except BaseException:
             knowledge.close()
             raise
+        give_back_memory()
         log.info("knowledge base: generation %s serves", generation.name)
         return knowledge
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from mogine.analytics import rollups
+from mogine.analytics import rollups, upkeep
 from mogine.analytics.records import QueryRecord, Window
 from mogine.analytics.reports import statistics
 from mogine.analytics.retention import cleanup
@@ -217,3 +217,15 @@ def test_the_count_of_rows_is_right_whatever_was_summed_and_deleted(store: Analy
 def _keys(store: AnalyticsStore) -> list[Any]:
     with store.reader() as reader:
         return reader.all("SELECT seq FROM queries")
+
+
+def test_a_crowd_of_new_rows_is_summed_sooner(store: AnalyticsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "CROWD_ROWS", 50)
+    now = datetime.now(UTC)
+    store.insert([row(timedelta(minutes=2), at=now) for _ in range(40)], busy_ms=5000)
+    upkeep.Upkeep(store).once()
+    assert store.is_crowded(39) and not store.is_crowded(40)
+    store.insert([row(timedelta(minutes=2), at=now) for _ in range(40)], busy_ms=5000)
+    upkeep.Upkeep(store).once()
+    assert not store.is_crowded(0)
+    assert store.summary().rows == 80

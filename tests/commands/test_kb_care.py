@@ -89,6 +89,18 @@ def test_gate_decides_and_tells_which_questions_moved(mogine: Run, filled: Path)
     assert "0 of 1 pass, 1 got worse" in done.stderr and "generation g000002" in done.stdout
 
 
+def test_removing_asks_the_tests_too(mogine: Run, home: Path, filled: Path) -> None:
+    mogine("kb", "test", "add", "when open", "-d", "docs/hours.md", env=WORDS_ONLY)
+    kept = mogine("kb", "remove", "docs/hours.md", "--gate", "strict", env=WORDS_ONLY)
+    assert kept.returncode == 3
+    assert "WORSE  rank 1 -> -  when open" in kept.stderr
+    assert "docs/hours.md" in mogine("kb", "list").stdout
+    gone = mogine("kb", "remove", "docs/hours.md", "--json", env=WORDS_ONLY)
+    told = json.loads(gone.stdout)
+    assert (gone.returncode, told["removed"], told["held_back"]) == (0, ["docs/hours.md"], False)
+    assert told["tests"]["worse"] == ["when open"]
+
+
 # --- generations ---------------------------------------------------------------------------------
 
 

@@ -62,8 +62,8 @@ async def test_a_home_in_order_that_serves_has_not_one_bad_line(serve: Start, fu
     lines = [line async for line in in_thread(House(served.settings))]
     assert [line for line in lines if line.status == "error"] == []
     told = {line.name: line.detail for line in lines if line.status == "ok"}
-    assert "1 questions" in told["record"] and "sound" in told["record"]
-    assert "1 documents, 1 passages, whole" in told["knowledge"]
+    assert "questions: 1" in told["record"] and "sound" in told["record"]
+    assert "documents: 1, passages: 1, whole" in told["knowledge"]
     assert told["kb tests"] == "all 1 questions find what they should"
     assert told["server proxy"] == f"answers at {served.url('')}"
     assert {line.name for line in lines if line.status == "warning"} <= {"keys", "descriptors"}

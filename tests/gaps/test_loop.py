@@ -24,7 +24,6 @@ from mogine.settings import load_settings
 from tests.analytics.rows import row
 from tests.kb.conftest import CharacterEmbedder, make_document, take_in
 
-NOW = datetime.now(UTC)
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
 RETURNS = make_document("docs/returns.md", "Refunds take 14 days.", title="Returns")
 HUABEI = make_document("docs/huabei.md", "可以用花呗分期付款，三期免息。", title="花呗")
@@ -38,7 +37,7 @@ class Home:
         self.store = AnalyticsStore(path / "data" / "analytics.db")
         self.generations = Generations(path / "data" / "kb")
         self.tests_path = path / "kb-tests.jsonl"
-        self.now = NOW
+        self.now = datetime.now(UTC)  # generations are dated by the real clock
         self.embedder: Callable[[], Embedder] = CharacterEmbedder
         self.gaps = Gaps(
             self.store, self.generations, self.tests_path, lambda: self.embedder(), clock=lambda: self.now
@@ -151,7 +150,7 @@ def test_no_model_is_loaded_where_there_is_nothing_new(home: Home) -> None:
     home.embedder = fail
     assert home.gaps.refresh().problem == ""
     assert not home.gaps.is_stale()
-    home.ask("上海有门店吗")
+    home.ask("上海有门店吗", 30 * SECOND)
     assert home.gaps.is_stale()
 
 
@@ -341,7 +340,7 @@ def test_forgotten_words_leave_the_gaps(home: Home) -> None:
     home.ask("张三的订单在哪里", 5 * MINUTE, visitor="a")
     home.ask("上海有门店吗", 5 * MINUTE, visitor="a")
     home.gaps.refresh()
-    receipt, _ = forget(home.store, Wish("contains", "张三"), now=NOW, sleep=lambda s: None)
+    receipt, _ = forget(home.store, Wish("contains", "张三"), now=home.now, sleep=lambda s: None)
     assert (receipt.rows, receipt.remains) == (1, ())
     assert [gap.question for gap in home.listed()] == ["上海有门店吗"]
 
@@ -349,7 +348,7 @@ def test_forgotten_words_leave_the_gaps(home: Home) -> None:
 def test_a_test_that_quotes_forgotten_words_is_told(home: Home) -> None:
     home.ask("张三的订单在哪里", 5 * MINUTE)
     home.gaps.accept(home.only().id, expect="docs/orders.md")
-    receipt, _ = forget(home.store, Wish("contains", "张三"), now=NOW, sleep=lambda s: None)
+    receipt, _ = forget(home.store, Wish("contains", "张三"), now=home.now, sleep=lambda s: None)
     assert receipt.remains == ("../kb-tests.jsonl",)
 
 
@@ -357,7 +356,7 @@ def test_a_gap_lives_as_long_as_its_questions(home: Home) -> None:
     home.ask("上海有门店吗", 20 * DAY)
     home.ask("你们还招人吗", DAY)
     assert len(home.listed()) == 2
-    cleanup(home.store, 10, now=NOW, force=True, sleep=lambda s: None)
+    cleanup(home.store, 10, now=home.now, force=True, sleep=lambda s: None)
     assert [gap.question for gap in home.listed()] == ["你们还招人吗"]
 
 

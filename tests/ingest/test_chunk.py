@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mogine.ingest.chunk import MAX_CHARS, OVERLAP_CHARS, chunk
+from mogine.ingest.chunk import MAX_CHARS, MAX_PIECE_CHARS, OVERLAP_CHARS, chunk
 from mogine.kb.passages import Document, Passage
 
 ZH = "自收到商品之日起七天内可以申请退款，运费由本公司承担，三个工作日内到账。"
@@ -52,6 +52,14 @@ def test_a_long_paragraph_is_cut_after_sentences_with_one_of_overlap(sentence: s
         assert before.text.endswith(overlap)
     for line in numbered:
         assert any(line.strip() in p.text for p in passages)
+
+
+def test_a_whole_paragraph_stays_whole_and_a_longer_english_one_is_cut_finer() -> None:
+    """Finer pieces of English are found better, also by questions in Chinese."""
+    whole = EN * (MAX_CHARS // len(EN))
+    assert [p.text for p in cut(whole)] == [whole.strip()]
+    assert all(len(p.text) <= MAX_PIECE_CHARS for p in cut(EN * 40))
+    assert any(len(p.text) > MAX_PIECE_CHARS for p in cut(ZH * 40))
 
 
 def test_pieces_of_a_long_paragraph_are_of_about_one_len() -> None:

@@ -94,6 +94,7 @@ def test_a_vector_that_is_missing_is_found(generation: Generation) -> None:
         ("DELETE FROM documents WHERE source = '1.md'", "catalogue"),
         ("UPDATE term_counts SET passages = passages + 1 WHERE term = 'document'", "keywords"),
         ("INSERT INTO keywords (rowid, terms) VALUES (999, 'word')", "keywords"),
+        ("DELETE FROM rounded_vectors WHERE number = 1", "rounded vectors"),
     ],
 )
 def test_parts_that_do_not_agree_are_found(generation: Generation, sql: str, part: str) -> None:

@@ -43,6 +43,7 @@ async def both(serve: Start, home: Path) -> Served:
         ("POST", "/api/analytics/session/token"),
         ("GET", "/api/analytics/budget"),
         ("GET", "/api/analytics/system"),
+        ("POST", "/api/analytics/doctor"),
         ("GET", f"{KB}/search?q=x"),
         ("GET", f"{KB}/documents"),
         ("POST", f"{KB}/documents"),
@@ -139,6 +140,13 @@ async def test_system_tells_of_servers_that_do_not_run(serve: Start) -> None:
     }
     assert found["disk"]["free_bytes"] > 0 and found["versions"]["mogine"]
     assert str(served.settings.home) not in str(found)
+
+
+async def test_doctor_is_asked_from_the_page(serve: Start) -> None:
+    served = await serve("analytics")
+    reply = await served.ask("POST", "/api/analytics/doctor", server="analytics", headers=BEARER)
+    lines = {line["name"]: line for line in reply.json["lines"]}
+    assert lines["backup"]["status"] == "warning" and "mogine backup" in lines["backup"]["fix"]
 
 
 def test_budget_counts_local_days_and_foresees_the_month(home: Path) -> None:

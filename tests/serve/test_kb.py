@@ -14,12 +14,12 @@ import httpx
 import numpy as np
 import pytest
 
-from mogine.errors import Unavailable, UpstreamUnavailable
+from mogine.errors import StoreError, Unavailable, UpstreamUnavailable
 from mogine.kb.client import KnowledgeClient
 from mogine.kb.embedders import NoEmbedder, Vectors, open_embedder
 from mogine.kb.generations import Generations
 from mogine.kb.knowledge import KnowledgeBase
-from mogine.kb.passages import Document, Passage, document_id
+from mogine.kb.passages import Document, Hit, Passage, document_id
 from mogine.serve.kb import NO_GENERATION, Query, Shelf
 from mogine.serve.runner import started
 from mogine.settings import Settings, load_settings
@@ -427,6 +427,31 @@ async def test_running_search_finishes_on_the_generation_it_began_with(tmp_path:
     knowledge, hits = await search
     assert (knowledge.name, hits[0].passage.text) == ("g000001", "old words")
     assert (await shelf.run(lambda k: k.search("words", 1)))[0].passage.text == "new words"
+    await asyncio.to_thread(shelf.close)
+
+
+async def test_search_whose_files_have_gone_is_answered_by_the_next_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kb compact --forget` removes them at once, and a server sees the pointer's move a moment later."""
+    search = KnowledgeBase.search
+
+    def search_but_in_the_first(knowledge: KnowledgeBase, *args: Any, **options: Any) -> list[Hit]:
+        if knowledge.name == "g000001":
+            raise StoreError("unable to open database file")
+        return search(knowledge, *args, **options)
+
+    monkeypatch.setattr(KnowledgeBase, "search", search_but_in_the_first)
+    embedder = CharacterEmbedder()
+    generations = Generations(tmp_path / "kb")
+    take_in(generations, embedder, make_document("a.md", "old words"))
+    shelf = Shelf(generations, embedder)
+    await asyncio.to_thread(shelf.refresh)
+    with pytest.raises(StoreError):
+        await shelf.search(Query("words", 1, "hybrid"))
+    await asyncio.to_thread(take_in, generations, embedder, make_document("a.md", "new words"))
+    _, name, hits = await shelf.search(Query("words", 1, "hybrid"))
+    assert (name, hits[0].passage.text) == ("g000002", "new words")
     await asyncio.to_thread(shelf.close)
 
 

@@ -13,10 +13,9 @@ async def violations(page: Page, *, within: str = "") -> list[str]:
     """One line for each broken rule, with the nodes that break it; [] when all is well."""
     await page.evaluate(SOURCE)
     context = {"include": [[within]]} if within else None
-    found: dict[str, Any] = await page.evaluate(
-        "([context, rules]) => axe.run(context ?? document, { runOnly: { type: 'tag', values: rules } })",
-        [context, RULES],
-    )
+    how = {"runOnly": {"type": "tag", "values": RULES}, "resultTypes": ["violations"]}
+    script = "([context, how]) => axe.run(context ?? document, how)"
+    found: dict[str, Any] = await page.evaluate(script, [context, how])
     return [
         f"{broken['id']}: {broken['help']} ({', '.join(str(node['target']) for node in broken['nodes'])})"
         for broken in found["violations"]

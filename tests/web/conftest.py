@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +176,17 @@ class PageServer:
         return web.Response(text=HOST_CSS, content_type="text/css")
 
 
+@cache
+def read_library() -> Library:
+    """The files as they are when the tests begin."""
+    return Library()
+
+
 @asynccontextmanager
 async def serve_pages(prefix: str) -> AsyncGenerator[PageServer, None]:
     """A PageServer on a free loopback port, its pages below `prefix`."""
     server = PageServer("", "", prefix)
-    library = Library()
+    library = read_library()
     app = web.Application()
     app[LIBRARY] = library
     app.router.add_post(f"{prefix}api/chat", server.chat)

@@ -283,6 +283,8 @@ async def test_knowledge_base_that_is_away_is_told(browser: Browser, home: Path)
         await expect(v.page.get_by_role("alert").first).to_contain_text("does not answer")
         await show(v, "System")
         await expect(v.page.locator("tbody").first).to_contain_text("not reachable")
+        await v.page.get_by_role("button", name="Look now").click()
+        await expect(v.page.get_by_role("region", name="Doctor")).to_contain_text("backup", timeout=20_000)
 
 
 async def test_gap_is_accepted_ignored_and_opened_again(browser: Browser, home: Path) -> None:

@@ -292,6 +292,13 @@ async def test_person_is_offered_when_nothing_was_found(browser: Browser, server
         card = v.page.get_by_role("complementary", name="Talk to a person")
         links = await card.locator("a").evaluate_all("links => links.map((link) => link.href)")
         assert links == ["tel:4000000188", "mailto:service@songjian.example"]
+        await card.locator("a").first.evaluate(
+            "(a) => a.addEventListener('click', (e) => e.preventDefault())"
+        )
+        async with v.page.expect_response("**/api/feedback"):
+            await card.locator("a").first.click()
+        await card.locator("a").first.click()
+        assert server.thumbs == [{"request_id": "r1", "session_id": START["session_id"], "handoff": True}]
 
 
 # --- keys, phones, readers -------------------------------------------------------------------------

@@ -41,6 +41,8 @@ _SUMMARY_LEVEL = 6
 _MAX_SPAN = 50
 _MAX_TABLE_CELLS = 200_000
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_-]{2,40})", re.I)
+# A document type with declarations of its own; no browser reads them, and lxml takes their end for words.
+_DECLARATIONS = re.compile(r"(<!DOCTYPE[^>\[]{0,1000})\[[^\]]{0,100000}\]\s*>", re.I)
 # Of a page's words, the share that must be left when everything around the content is taken off.
 _CONTENT_SHARE = 0.2
 
@@ -49,7 +51,7 @@ def load_html(data: bytes) -> Parsed:
     """A web page saved as a file. Title, canonical address and date of change are taken from its head."""
     declared = _DECLARED.search(data[:4096])
     text = decode(data, declared[1].decode("ascii") if declared else "")
-    root = _tree(text)
+    root = _tree(_DECLARATIONS.sub(r"\1>", text, count=1))
     head = _Head(root)
     for element in list(root.iter(*_DROPPED)):
         _remove(element)

@@ -1,7 +1,8 @@
 """Rows to Markdown: a table with its header row, or one entry per row of questions and answers."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from io import StringIO
 
 from mogine.ingest.loaders.encoding import decode
@@ -14,6 +15,11 @@ QUESTION_NAMES = frozenset(
 )
 ANSWER_NAMES = frozenset(
     str.split("答案 答 回答 解答 回复 答复 标准答案 参考答案 回覆 answer answers a reply response")
+)
+# Headers that say more than the bare word; `问题分类` (kind) and `question id` are no questions.
+_A_QUESTION = re.compile(r".{0,8}(?:问题|問題|提问|question)(?:内容|描述|标题|text)?")
+_AN_ANSWER = re.compile(
+    r".{0,8}(?:答案|回答|解答|答复|答覆|回复|回覆|answer|reply|response)(?:内容|正文|描述|text)?"
 )
 # Above this many characters an entry is cut in pieces later on; its question then goes into the heading.
 LONG_ENTRY_CHARS = 400
@@ -64,9 +70,18 @@ def _trimmed(rows: Iterable[Sequence[str]]) -> list[list[str]]:
 
 def _question_and_answer(header: Sequence[str]) -> tuple[int | None, int | None]:
     names = [one_line(cell).lower().strip("：:*") for cell in header]
-    question = next((i for i, name in enumerate(names) if name in QUESTION_NAMES), None)
-    answer = next((i for i, name in enumerate(names) if name in ANSWER_NAMES), None)
+    answer = _column(names, ANSWER_NAMES, _AN_ANSWER)
+    question = _column(
+        [name if i != answer else "" for i, name in enumerate(names)], QUESTION_NAMES, _A_QUESTION
+    )
     return question, answer
+
+
+def _column(names: Sequence[str], exact: Collection[str], like: re.Pattern[str]) -> int | None:
+    """The first column of one of the names; when there is none, of one that is like them."""
+    found = [i for i, name in enumerate(names) if name in exact]
+    found += [i for i, name in enumerate(names) if like.fullmatch(name.replace("_", " ").replace(" ", ""))]
+    return found[0] if found else None
 
 
 def _entries(rows: Rows, question: int, answer: int, level: int) -> str:

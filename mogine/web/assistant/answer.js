@@ -107,8 +107,12 @@ export class AnswerView {
     this.element.append(box);
   }
 
-  /** The way to a person. @param {Handoff | undefined} handoff @param {boolean} nothingFound */
-  offerPerson(handoff, nothingFound) {
+  /**
+   * The way to a person.
+   * @param {Handoff | undefined} handoff @param {boolean} nothingFound
+   * @param {{requestId: string, sessionId: string}} of
+   */
+  offerPerson(handoff, nothingFound, of) {
     if (this.element.querySelector(".handoff") || !handoff) return;
     const { contacts = [], picture = "", text = "" } = handoff;
     if (contacts.length === 0 && picture === "" && text === "") return;
@@ -122,6 +126,12 @@ export class AnswerView {
       const figure = h("figure", {}, image, h("figcaption", {}, words.picture));
       card.append(figure);
     }
+    card.addEventListener("click", (event) => {
+      if (!of.requestId || !(/** @type {HTMLElement} */ (event.target).closest("a"))) return;
+      // For the owner's list of what the documents do not answer; nothing is lost without it.
+      void rate({ request_id: of.requestId, session_id: of.sessionId, handoff: true }).catch(() => undefined);
+      of = { ...of, requestId: "" };
+    });
     this.element.append(card);
   }
 

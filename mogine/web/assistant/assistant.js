@@ -288,18 +288,24 @@ export class Assistant {
       Object.assign(turn, newTurn(turn.question), { id: turn.id, at: turn.at });
       void this.#answer(turn, shown, false);
     });
-    if (["budget_exhausted"].includes(error.reason) || error.status >= 500) view.offerPerson(this.#config.handoff, false);
+    if (error.reason === "budget_exhausted" || error.status >= 500) this.#offerPerson(turn, view, false);
+  }
+
+  /** @param {Turn} turn @param {AnswerView} view @param {boolean} nothingFound */
+  #offerPerson(turn, view, nothingFound) {
+    const of = { requestId: turn.requestId, sessionId: this.#conversation.session };
+    view.offerPerson(this.#config.handoff, nothingFound, of);
   }
 
   /** @param {Turn} turn @param {AnswerView} view */
   #offer(turn, view) {
     if (turn.answer === "") return;
-    if (turn.answered === "no") view.offerPerson(this.#config.handoff, true);
+    if (turn.answered === "no") this.#offerPerson(turn, view, true);
     const of = { requestId: turn.requestId, sessionId: this.#conversation.session, rating: turn.rating };
     view.offerActions(of, (rating) => {
       turn.rating = rating;
       this.#save(true);
-      if (rating === "down") view.offerPerson(this.#config.handoff, false);
+      if (rating === "down") this.#offerPerson(turn, view, false);
     });
   }
 

@@ -231,15 +231,14 @@ export async function system(place) {
     nodes: [
       card(t.servers, servers),
       h("div", { class: "columns even" }, card(t.versions, pairs(t.versions, versions)), card(t.disk, h("p", { class: used > 0.9 ? "bad" : "" }, `${size(found.disk.free_bytes)} ${t.free} (${percent(1 - used, 0)})`), h("meter", { min: "0", max: "1", high: "0.9", optimum: "0.3", value: String(used), "aria-label": t.disk }), pairs(t.files, files), h("p", { class: "note" }, t.kept(found.retention_days)))),
-      doctor(found),
+      doctor(place),
     ],
     sheets: [{ title: t.versions, columns: [t.name, t.detail], rows: versions }, { title: t.files, columns: [t.name, "bytes"], rows: Object.entries(found.files) }],
   };
 }
 
-/** @param {any} found */
-function doctor(found) {
-  if (!Array.isArray(found.doctor)) return card(t.doctor, h("p", {}, t.doctorHow));
+/** What `mogine doctor` says, looked up when it is asked for. @param {Place} place */
+function doctor(place) {
   const tone = { ok: "good", warning: "warn", error: "bad" };
   const columns = [
     { label: t.name, of: (/** @type {any} */ line) => line.name },
@@ -247,5 +246,17 @@ function doctor(found) {
     { label: t.detail, of: (/** @type {any} */ line) => line.detail },
     { label: t.fix, of: (/** @type {any} */ line) => line.fix || "–" },
   ];
-  return card(t.doctor, table(t.doctor, columns, found.doctor));
+  const box = h("div", { "aria-live": "polite" }, h("p", { class: "note" }, t.doctorHow));
+  const look = async () => {
+    box.replaceChildren(h("p", { class: "empty" }, t.loading));
+    try {
+      const found = await ask("doctor", {}, { json: {}, signal: place.signal });
+      const order = ["error", "warning", "ok"];
+      found.lines.sort((/** @type {any} */ a, /** @type {any} */ b) => order.indexOf(a.status) - order.indexOf(b.status));
+      box.replaceChildren(table(t.doctor, columns, found.lines));
+    } catch (problem) {
+      box.replaceChildren(h("p", { class: "bad" }, /** @type {Error} */ (problem).message));
+    }
+  };
+  return card(t.doctor, h("button", { type: "button", class: "quiet", click: () => void look() }, t.look), box);
 }

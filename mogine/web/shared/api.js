@@ -100,7 +100,8 @@ export function stop(place, root = ROOT) {
 }
 
 /**
- * @param {{request_id: string, rating: "up" | "down", reason?: string, comment?: string, session_id: string}} thumb
+ * @param {{request_id: string, rating?: "up" | "down", reason?: string, comment?: string, session_id: string,
+ *   handoff?: boolean}} thumb what the visitor thinks of an answer, or that a person is wanted
  * @param {URL} [root]
  */
 export async function rate(thumb, root = ROOT) {

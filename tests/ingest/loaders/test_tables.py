@@ -36,7 +36,16 @@ def test_empty_rows_and_columns_are_left_out_and_short_rows_filled() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [("问题", "答案"), ("Question", "Answer"), ("Q:", "A:"), ("常见问题", "回答")]
+    "header",
+    [
+        ("问题", "答案"),
+        ("Question", "Answer"),
+        ("Q:", "A:"),
+        ("常见问题", "回答"),
+        ("客户的问题", "回复内容"),
+        ("Customer question", "Our reply"),
+        ("问题描述", "问题回复"),
+    ],
 )
 def test_question_and_answer_stand_together_with_their_column_names(header: tuple[str, str]) -> None:
     text = render_rows(
@@ -45,6 +54,13 @@ def test_question_and_answer_stand_together_with_their_column_names(header: tupl
     first, second = text.split("\n\n---\n\n")
     assert first == f"{header[0]}: 怎么退款？\n{header[1]}: 联系客服。\n三天到账。\n类别: 售后"
     assert second == f"{header[0]}: 运费？\n{header[1]}: 包邮"
+
+
+@pytest.mark.parametrize(
+    "header", [("问题分类", "回复时间"), ("question id", "answered by"), ("问题", "型号")]
+)
+def test_columns_about_questions_make_no_entries(header: tuple[str, str]) -> None:
+    assert render_rows([header, ("1", "2")]).startswith("| ")
 
 
 def test_a_long_answer_has_its_question_as_heading_and_the_next_entry_has_not() -> None:
