@@ -1,20 +1,22 @@
 """The words of a conversation: requests, events and the provider protocol; values only, no I/O."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
+
+from mogine.values import value
 
 Role = Literal["system", "user", "assistant"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ImagePart:
     """One picture of a question: a `data:` address (PNG, JPEG or WebP), already checked."""
 
     url: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChatMessage:
     """One turn. `images` may only be set on user turns, for vision models."""
 
@@ -23,7 +25,7 @@ class ChatMessage:
     images: tuple[ImagePart, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChatRequest:
     """What goes to a provider: everything in it was chosen or checked by the server.
 
@@ -54,7 +56,7 @@ class ChatRequest:
         return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Citation:
     """One numbered passage under an answer; `number` counts from 1, `score` lies in 0-1."""
 
@@ -67,7 +69,7 @@ class Citation:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Citations:
     """The passages an answer stands on; sent before its first word.
 
@@ -78,28 +80,28 @@ class Citations:
     searched: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reasoning:
     """A piece of the model's thinking."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Delta:
     """A piece of the answer."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ToolCalls:
     """Fragments of tool calls in the OpenAI shape, handed on as they came."""
 
     fragments: tuple[dict[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Usage:
     """Tokens so far; the last one of a stream counts. `completion_tokens` includes reasoning."""
 
@@ -110,7 +112,7 @@ class Usage:
     estimated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Finish:
     """The answer is complete. `reason`: stop, length, content_filter or tool_calls."""
 
@@ -122,7 +124,7 @@ class Finish:
 ChatEvent = Citations | Reasoning | Delta | ToolCalls | Usage | Finish
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Chunk:
     """One frame of a vendor's stream: its exact bytes (blank line included) and what they mean.
 

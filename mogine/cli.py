@@ -8,7 +8,23 @@ from typing import Annotated
 
 import typer
 
-from mogine.commands import admin, analytics, chat, check, config, demo, forget, gaps, home, kb, keys, serve
+from mogine.commands import (
+    admin,
+    analytics,
+    backup,
+    chat,
+    check,
+    config,
+    demo,
+    deploy,
+    doctor,
+    forget,
+    gaps,
+    home,
+    kb,
+    keys,
+    serve,
+)
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -34,6 +50,10 @@ app.add_typer(gaps.app, name="gaps")
 app.command(short_help="Delete old rows for good; made for cron.")(analytics.cleanup)
 app.command(short_help="Erase what was recorded of a visitor.")(forget.forget)
 app.command(short_help="Look for trouble; made for cron.")(check.check)
+app.command(short_help="Is all well, and if not, what to do.")(doctor.doctor)
+app.command(short_help="Make the files for nginx, systemd, PM2 ...")(deploy.deploy)
+app.command(short_help="Write the home into one file.")(backup.backup)
+app.command(short_help="Put a backup into the home.")(backup.restore)
 app.add_typer(admin.app, name="admin")
 app.command(short_help="Tell the versions, for a bug report.")(home.version)
 

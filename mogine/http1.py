@@ -1,6 +1,7 @@
 """HTTP/1.1 as a client speaks it: pooled connections that push an answer's bytes the moment they arrive."""
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -21,6 +22,7 @@ KEEP_ALIVE_S = 15.0
 DNS_TTL_S = 60.0
 MAX_DNS_NAMES = 64
 SWITCHING_PROTOCOLS = 101
+NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Fault(Enum):
     CUT = "the connection broke within the answer"
     IDLE_TIMEOUT = "it fell silent within the answer"
     ANSWER_TIMEOUT = "the answer did not end in time"
+    NO_ROOM = "this machine has no descriptor or memory left for a connection"
 
 
 class Failure(Exception):
@@ -132,6 +135,10 @@ class Exchange:
         """The header's first value; "" when there is none."""
         value = self._headers.get(name.lower().encode("ascii"))
         return "" if value is None else value.decode("latin-1").strip()
+
+    def has(self, name: bytes) -> bool:
+        """Whether there is a header of this name, which is in lower case."""
+        return name in self._headers
 
     async def head(self) -> None:
         """Wait for the answer's head. Raises Failure."""
@@ -561,6 +568,7 @@ class Pool:
         self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
         self._all: set[Connection] = set()
         self._names: dict[tuple[str, int], tuple[float, list[tuple[int, str]]]] = {}
+        self._lookups: dict[tuple[str, int], asyncio.Task[list[tuple[int, str]]]] = {}
 
     async def send(self, target: Target, request: bytes, limits: Limits) -> Exchange:
         """The exchange for `request`, its head already there. Raises Failure.
@@ -598,6 +606,8 @@ class Pool:
 
     async def close(self) -> None:
         """End all connections."""
+        for lookup in tuple(self._lookups.values()):
+            lookup.cancel()
         for connection in tuple(self._all):
             connection.drop()
         # The transports close their sockets in the loop's next turns.
@@ -625,7 +635,7 @@ class Pool:
         for family, address in await self._addresses(target.host, target.port):
             connection = Connection(self, target.key, self._loop)
             try:
-                await self._loop.create_connection(
+                transport, _ = await self._loop.create_connection(
                     lambda connection=connection: connection,
                     address,
                     target.port,
@@ -638,22 +648,37 @@ class Pool:
                 logger.info("TLS with %s failed: %s", target.host, error.reason)
                 raise Failure(Fault.TLS) from None
             except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise Failure(Fault.NO_ROOM) from None
                 logger.info("no connection to %s: %s", target.host, type(error).__name__)
                 continue
+            _read_ahead_little(transport)
             self._all.add(connection)
             return connection
         self._names.pop((target.host, target.port), None)
         raise Failure(Fault.CONNECT)
 
     async def _addresses(self, host: str, port: int) -> list[tuple[int, str]]:
-        now = self._loop.time()
         until, known = self._names.get((host, port), (0.0, []))
-        if now < until:
+        if self._loop.time() < until:
             return known
+        # One lookup for all who wait: each holds a thread, also when nobody waits for it any more.
+        lookup = self._lookups.get((host, port))
+        if lookup is None:
+            lookup = self._lookups[host, port] = self._loop.create_task(self._look_up(host, port))
+            lookup.add_done_callback(lambda _: self._lookups.pop((host, port), None))
+        addresses = await asyncio.shield(lookup)
+        if not addresses:
+            raise Failure(Fault.NAME)
+        return addresses
+
+    async def _look_up(self, host: str, port: int) -> list[tuple[int, str]]:
+        """The addresses of a name; none when it has none."""
+        now = self._loop.time()
         try:
             found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise Failure(Fault.NAME) from None
+            return []
         addresses = [(int(family), str(address[0])) for family, _, _, _, address in found]
         if len(self._names) >= MAX_DNS_NAMES:
             self._names.clear()
@@ -665,6 +690,16 @@ class Pool:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
+
+
+def _read_ahead_little(transport: asyncio.Transport) -> None:
+    """What the system and TLS read by themselves while we hold is megabytes, unless they are told."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HIGH_WATER_BYTES)
+    limit = getattr(transport, "set_read_buffer_limits", None)
+    if limit is not None:
+        limit(high=HIGH_WATER_BYTES)
 
 
 @asynccontextmanager

@@ -64,6 +64,17 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _redis_url(value: str) -> str:
+    parts = urlsplit(value)
+    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
+    where = parts.path if scheme == "unix" else parts.hostname
+    if scheme not in ("redis", "rediss", "unix") or not where:
+        raise ValueError("expected redis://host:6379/0, rediss://... for TLS, or unix:///path/of/socket")
+    if scheme != "unix" and not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
+        raise ValueError("after the host comes the number of a database, such as /0")
+    return scheme + value[len(parts.scheme) :]
+
+
 def _origins(value: str) -> tuple[str, ...]:
     origins = _words(value)
     for origin in origins:
@@ -136,10 +147,17 @@ def _money(value: str) -> float:
     return float(value)
 
 
-def _base_path(value: str) -> str:
+def parse_base_path(value: str) -> str:
+    """A public prefix, with a slash at both ends. Raises ValueError."""
     if not value.startswith("/") or not re.fullmatch(r"[A-Za-z0-9/_.~-]+", value) or ".." in value:
         raise ValueError("expected a path such as / or /~temp/mogine_agent/")
     return value.rstrip("/") + "/"
+
+
+def _folder(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("expected a whole path such as /var/log/mogine")
+    return value.rstrip("/") or "/"
 
 
 def _zone(value: str) -> str:
@@ -271,6 +289,13 @@ class AccessSettings:
     monthly_budget_cny: float | None = _setting(
         "MOGINE_MONTHLY_BUDGET_CNY", None, _money, "What answers may cost in a calendar month"
     )
+    redis_url: str = _setting(
+        "MOGINE_REDIS_URL",
+        "",
+        _redis_url,
+        "Redis or Valkey in which proxies on several machines share limits, such as redis://host:6379/0",
+        secret=True,
+    )
     admin_token: str = _setting(
         "MOGINE_ADMIN_TOKEN",
         "",
@@ -286,7 +311,7 @@ class ProxySettings:
 
     port: int = _setting("MOGINE_PROXY_PORT", 8741, _whole(0, 65535), "Port of the LLM proxy")
     base_path: str = _setting(
-        "MOGINE_BASE_PATH", "/", _base_path, "Public path prefix, such as /~temp/mogine_agent/"
+        "MOGINE_BASE_PATH", "/", parse_base_path, "Public path prefix, such as /~temp/mogine_agent/"
     )
     providers: tuple[str, ...] = _setting(
         "MOGINE_PROVIDERS", (), _providers, "Order of preference; empty: those with a key, then extract"
@@ -332,6 +357,12 @@ class ProxySettings:
         60.0,
         _seconds(0.05, 3600),
         "Seconds after which a visitor who reads nothing of an answer is disconnected",
+    )
+    resume_grace_s: float = _setting(
+        "MOGINE_RESUME_GRACE",
+        15.0,
+        _seconds(0, 120),
+        "Seconds an answer of the widget goes on when the visitor's page is gone, to be read on the next one",
     )
     shutdown_grace_s: float = _setting(
         "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
@@ -403,6 +434,12 @@ class Settings:
     home: Path
     host: str = _setting("MOGINE_HOST", "127.0.0.1", _text, "Address the servers listen on")
     log_format: str = _setting("MOGINE_LOG_FORMAT", "text", _one_of("text", "json"), "Lines of the log")
+    log_dir: str = _setting(
+        "MOGINE_LOG_DIR",
+        "/var/log/mogine",
+        _folder,
+        "Where nginx and PM2 write logs, as `mogine deploy` sets them up; such as /www/wwwlogs",
+    )
     doubao: DoubaoSettings = DoubaoSettings()
     dashscope: DashScopeSettings = DashScopeSettings()
     openai: OpenAISettings = OpenAISettings()

@@ -8,12 +8,14 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from mogine.errors import (
     AnswerTooLong,
     MogineError,
     SettingsError,
+    Unavailable,
     UpstreamBadResponse,
     UpstreamBusy,
     UpstreamCut,
@@ -23,10 +25,13 @@ from mogine.errors import (
 )
 from mogine.http1 import Exchange, Failure, Fault, Pool, Take, Target, open_pool, target_of
 from mogine.http1 import Limits as Limits
+from mogine.values import value
 
 USER_AGENT = "Mogine-AI-Chatbot/1.0"
 MAX_LINE_BYTES = 512 * 1024
 MAX_FRAME_BYTES = 1024 * 1024
+MAX_EMPTY_BYTES = 2 * 1024 * 1024  # of comments and blank lines, without any data between them
+MAX_DATA_LINES = 4096  # kept apart; short ones take ten times their length
 MAX_STREAM_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_WAIT_S = 5.0
@@ -36,7 +41,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Call:
     """One POST. `label` and `setting` are for messages: who is called, what setting holds the address."""
 
@@ -132,8 +137,10 @@ class Answer:
             logger.debug("connection given up after the answer: %s", type(error).__name__)
 
 
-def _error(fault: Fault, call: Call, limits: Limits) -> UpstreamError:
+def _error(fault: Fault, call: Call, limits: Limits) -> MogineError:
     """A failure in our words."""
+    if fault is Fault.NO_ROOM:
+        return Unavailable("this server has too many connections open; ask again in a moment")
     label, setting = call.label, call.setting
     late = {
         Fault.FIRST_BYTE_TIMEOUT: f"sent nothing for {limits.first_byte_s:g} s (MOGINE_FIRST_BYTE_TIMEOUT)",
@@ -177,7 +184,7 @@ class Posting:
         except Failure as failure:
             logger.info("%s: %s", call.label, failure.fault.value)
             raise _error(failure.fault, call, self._limits) from None
-        if exchange.header("Content-Encoding").lower() not in ("", "identity"):
+        if exchange.has(b"content-encoding") and exchange.header("Content-Encoding").lower() != "identity":
             exchange.close()
             raise UpstreamBadResponse(
                 f"API proxy error: {call.label} sent a compressed answer though none was asked for",
@@ -192,8 +199,15 @@ class Posting:
 
 def _request_bytes(target: Target, call: Call) -> bytes:
     """The request with the headers that we make, and no other."""
-    lines = [f"{name}: {value}" for name, value in call.headers.items()]
-    if "Accept" not in call.headers:
+    head = _head_of(target, tuple(call.headers.items()))
+    return b"%b%d\r\n\r\n%b" % (head, len(call.body), call.body)
+
+
+@lru_cache(maxsize=64)
+def _head_of(target: Target, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """A request up to the value of its last header, `Content-Length`: the same for nearly all of a vendor."""
+    lines = [f"{name}: {value}" for name, value in headers]
+    if not any(name == "Accept" for name, _ in headers):
         lines.append("Accept: */*")
     text = "\r\n".join(lines)
     try:
@@ -204,9 +218,9 @@ def _request_bytes(target: Target, call: Call) -> bytes:
         raise Failure(Fault.ADDRESS)
     head = (
         b"POST %b HTTP/1.1\r\nHost: %b\r\nUser-Agent: %b\r\nAccept-Encoding: identity\r\n"
-        b"%b\r\nContent-Length: %d\r\n\r\n"
+        b"%b\r\nContent-Length: "
     )
-    return head % (target.path, target.host_header, USER_AGENT.encode(), given, len(call.body)) + call.body
+    return head % (target.path, target.host_header, USER_AGENT.encode(), given)
 
 
 class Client:
@@ -251,6 +265,7 @@ class FrameDecoder:
         "_begin",
         "_buffer",
         "_data",
+        "_empty",
         "_event",
         "_first",
         "_has_id",
@@ -267,6 +282,7 @@ class FrameDecoder:
         self._scan = 0  # and of the first byte not yet searched for a line's end
         self._first = True
         self._received = 0
+        self._empty = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -278,9 +294,7 @@ class FrameDecoder:
     def feed(self, block: bytes) -> list[Frame]:
         """The frames that `block` completes; raises UpstreamError when a part or all grows too large."""
         size = len(block)
-        self._received += size
-        if self._received > MAX_STREAM_BYTES:
-            raise AnswerTooLong("API proxy error: the upstream stream does not end")
+        self._count(size)
         buffer = self._buffer
         if (
             not buffer
@@ -320,7 +334,20 @@ class FrameDecoder:
             self._begin = 0
         self._scan = len(buffer)
         self._check(len(buffer) - self._line, len(buffer))
+        self._check_empty(frames, size)
         return frames
+
+    def skip(self, size: int) -> bool:
+        """Count whole frames of `size` bytes that need no decoding; False when one is cut just now."""
+        if self._buffer or self._first or size > MAX_LINE_BYTES:
+            return False
+        self._count(size)
+        return True
+
+    def _count(self, size: int) -> None:
+        self._received += size
+        if self._received > MAX_STREAM_BYTES:
+            raise AnswerTooLong("API proxy error: the upstream stream does not end")
 
     def _check(self, line_bytes: int, frame_bytes: int) -> None:
         if line_bytes > MAX_LINE_BYTES or frame_bytes > MAX_FRAME_BYTES:
@@ -328,12 +355,19 @@ class FrameDecoder:
                 "API proxy error: the upstream stream holds a line or frame that is too long"
             )
 
+    def _check_empty(self, frames: list[Frame], size: int) -> None:
+        self._empty = 0 if any(frame.data for frame in frames) else self._empty + size
+        if self._empty > MAX_EMPTY_BYTES:
+            raise UpstreamBadResponse("API proxy error: the upstream stream says nothing, at great length")
+
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if value.startswith(b" "):
             value = value[1:]
         if name == b"data":
             self._data.append(value)
+            if len(self._data) >= MAX_DATA_LINES:
+                self._data = [b"\n".join(self._data)]
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id":

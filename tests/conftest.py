@@ -11,7 +11,13 @@ import pytest
 
 from mogine.settings import Settings, load_settings
 
-pytest_plugins = ["tests.upstreams.llama"]
+pytest_plugins = [
+    "tests.fronts.nginx",
+    "tests.fronts.pm2",
+    "tests.servers",
+    "tests.upstreams.llama",
+    "tests.upstreams.redis",
+]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent

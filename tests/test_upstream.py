@@ -27,6 +27,7 @@ from mogine.errors import (
     UpstreamUnreachable,
 )
 from mogine.upstream import (
+    MAX_EMPTY_BYTES,
     MAX_FRAME_BYTES,
     MAX_LINE_BYTES,
     MAX_STREAM_BYTES,
@@ -172,10 +173,27 @@ def test_a_frame_of_many_lines_is_refused() -> None:
 
 def test_a_stream_without_end_is_refused() -> None:
     decoder = FrameDecoder()
-    block = (b": " + b"x" * 1020 + b"\n\n") * 1024
+    block = (b"data:" + b"x" * 1017 + b"\n\n") * 1024
     with pytest.raises(AnswerTooLong):
         for _ in range(MAX_STREAM_BYTES // len(block) + 1):
             decoder.feed(block)
+
+
+@pytest.mark.parametrize("nothing", [b": keep-alive\n\n", b"\n", b"event: x\n\n"])
+def test_a_stream_that_says_nothing_is_refused_early(nothing: bytes) -> None:
+    decoder = FrameDecoder()
+    with pytest.raises(UpstreamBadResponse):
+        for _ in range(MAX_EMPTY_BYTES // len(nothing) // 1000 + 2):
+            decoder.feed(nothing * 1000)
+    patient = FrameDecoder()
+    for _ in range(2 * MAX_EMPTY_BYTES // 100_000):
+        patient.feed(b": keep-alive\n\n" * 7000)
+        assert [frame.data for frame in patient.feed(b"\ndata: x\n\n")] == [b"x"]
+
+
+def test_many_lines_of_one_frame_are_one_text() -> None:
+    (frame,) = FrameDecoder().feed(b"data: x\n" * 10_000 + b"\n")
+    assert frame.data == b"\n".join([b"x"] * 10_000)
 
 
 # --- the client: what it sends ----------------------------------------------------------------------

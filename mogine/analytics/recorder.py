@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,12 +15,14 @@ from types import TracebackType
 from mogine.analytics.masking import TextPolicy, load_salt
 from mogine.analytics.records import QueryRecord
 from mogine.analytics.spool import Batch, Spool
-from mogine.analytics.store import AnalyticsStore, Asker, Damaged, as_row
+from mogine.analytics.store import AnalyticsStore, Asker, Bound, Damaged, as_row
 from mogine.analytics.upkeep import Upkeep
 from mogine.errors import Locked, MogineError, StoreError
 from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
+
+Fit = tuple[QueryRecord, Bound]  # a row as it may be written, and what the database takes of it
 
 CAPACITY = 10_000
 GROUP_ROWS = 500
@@ -96,7 +98,7 @@ class Recorder:
         self._last_group = 0
         self._retry_s = 0.0
         self._retry_at = 0.0
-        self._held: list[QueryRecord] = []
+        self._held: list[Fit] = []
         self._take_up_at = 0.0
         self._taking_up: Generator[Batch, None, None] | None = None
 
@@ -239,7 +241,7 @@ class Recorder:
             self._in_hand = self._last_group = len(group)
             return group, self._closing_at
 
-    def _settle(self, rows: list[QueryRecord]) -> None:
+    def _settle(self, rows: list[Fit]) -> None:
         """Brings `rows` to the disk; they are held, and tried again, while nothing takes them."""
         on_disk = self._to_database(rows) or self._to_spool(rows)
         self._held = [] if on_disk else rows
@@ -249,14 +251,13 @@ class Recorder:
                 self._settled += len(rows)
             self._wake.notify_all()
 
-    def _fit(self, group: list[QueryRecord]) -> list[QueryRecord]:
+    def _fit(self, group: list[QueryRecord]) -> list[Fit]:
         """`group` as it may be written; a row that cannot be is dropped, never written unmasked."""
         rows = []
         for record in group:
             try:
                 row = self._policy.apply(record)
-                as_row(row)
-                rows.append(row)
+                rows.append((row, as_row(row)))
             except Exception:
                 log.exception("question %r cannot be recorded", record.id)
                 with self._wake:
@@ -265,27 +266,27 @@ class Recorder:
                     self._wake.notify_all()
         return rows
 
-    def _to_database(self, rows: list[QueryRecord]) -> bool:
+    def _to_database(self, rows: list[Fit]) -> bool:
         if self._problem and time.monotonic() < self._retry_at:
             return False
         try:
-            new = self._insert(rows)
+            new = self._insert([bound for _, bound in rows])
         except Exception as error:
             self._failed(error)
             return False
         self._succeeded(new)
         return True
 
-    def _insert(self, rows: Sequence[QueryRecord]) -> int:
+    def _insert(self, rows: list[Bound]) -> int:
         try:
-            return self._store.insert(rows)
+            return self._store.insert_bound(rows)
         except Damaged as damage:
             self._begin_anew(damage)
-            return self._store.insert(rows)
+            return self._store.insert_bound(rows)
 
-    def _to_spool(self, rows: list[QueryRecord]) -> bool:
+    def _to_spool(self, rows: list[Fit]) -> bool:
         try:
-            self._spool.append(rows)
+            self._spool.append([record for record, _ in rows])
         except StoreError as error:
             log.error("the spool fails too, rows wait in memory: %s", error.message)
             return False
@@ -333,7 +334,7 @@ class Recorder:
         try:
             batch = next(self._taking_up, None)
             # Without rows to take up it is only a trial whether the database is there again.
-            new = self._insert(batch.records if batch else ())
+            new = self._insert([as_row(record) for record in batch.records] if batch else [])
             self._tell_losses()
         except OSError as error:
             log.error("the spool cannot be read: %s", error)

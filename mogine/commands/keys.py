@@ -3,17 +3,20 @@
 import asyncio
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mogine.commands import envfile
 from mogine.commands.shell import Shell, shell_of
-from mogine.errors import MogineError, SettingsError
+from mogine.errors import SettingsError
 from mogine.settings import Settings, load_settings, parse_keys
+
+if TYPE_CHECKING:
+    from mogine.providers.trial import Trial
 
 app = typer.Typer(no_args_is_help=True, help="Set, rotate and test the vendors' keys.")
 
@@ -31,16 +34,6 @@ class Vendor(StrEnum):
     def variable(self) -> str:
         """The setting that holds them."""
         return f"{self.value.upper()}_API_KEY"
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """How a key fared. `problem` is "" when it was taken."""
-
-    key: str
-    problem: str
-    took_ms: int
-    exit_code: int = 0
 
 
 Provider = Annotated[Vendor, typer.Argument(help="Whose keys.", show_default=False)]
@@ -176,32 +169,11 @@ def _require_in_force(shell: Shell, provider: Vendor, key: str) -> None:
         raise SettingsError(f"{shell.home / '.env'} does not give the new key back as it was written")
 
 
-def _try_key(settings: Settings, provider: Vendor, key: str) -> Trial:
-    from mogine.chat import ChatMessage, ChatRequest
-    from mogine.providers.registry import open_providers
+def _try_key(settings: Settings, provider: Vendor, key: str) -> "Trial":
+    from mogine.providers.trial import try_key
 
     section = replace(getattr(settings, provider.value), keys=(key,) if key else ())
-    alone = replace(settings, **{provider.value: section})
-    if not alone.has_credentials(provider.value):
+    if not replace(settings, **{provider.value: section}).has_credentials(provider.value):
         missing = "DASHSCOPE_APP_ID" if provider is Vendor.DASHSCOPE else "OPENAI_BASE_URL and OPENAI_MODEL"
         raise SettingsError(f"a key of {provider} cannot be tried before {missing} is set")
-
-    async def ask() -> None:
-        async with open_providers(alone) as providers:
-            chosen = providers[provider.value]
-            request = ChatRequest(
-                (ChatMessage("user", "hi"),),
-                provider.value,
-                chosen.default_model,
-                stream=False,
-                max_tokens=1,
-            )
-            async for _ in chosen.stream(request):
-                continue
-
-    began = time.perf_counter()
-    try:
-        asyncio.run(ask())
-    except MogineError as error:
-        return Trial(key, error.message, 0, error.exit_code)
-    return Trial(key, "", round((time.perf_counter() - began) * 1000))
+    return asyncio.run(try_key(settings, provider.value, key))

@@ -33,6 +33,9 @@ def serve(
     workers: Annotated[
         int, typer.Option("--workers", help="Processes for the proxy, on one port.", min=1, max=64)
     ] = 1,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Each server in a process of its own, started again when it dies.")
+    ] = False,
 ) -> None:
     """Serve the chat page, the proxy to the models, the knowledge base and analytics.
 
@@ -46,6 +49,12 @@ def serve(
 
       mogine serve all --workers 4
 
+      mogine serve all --apart
+
+    One process for all is the smallest. With --apart the chat goes on without citations when the knowledge
+    base dies, and loses no question when analytics does. `mogine deploy systemd` and `pm2` do the same with
+    three services. SIGHUP reads keys, prices and site.toml again.
+
     Ctrl-C or SIGTERM ends it: no new questions are taken, running answers may finish, then everything
     is written and closed. A second signal does not wait for the answers.
     """
@@ -53,10 +62,10 @@ def serve(
     if not shell.is_home:
         typer.echo(f"{shell.home} ({shell.home_source}) is no mogine home yet: making data/ in it", err=True)
     names = ("analytics", "kb", "proxy") if which is Which.ALL else (which.value,)
-    if workers == 1:
-        serve_home(shell.settings, names, where=shell.home_source)
+    if workers == 1 and not apart:
+        serve_home(shell, names)
     else:
-        serve_with_workers(shell, names, workers)
+        serve_with_workers(shell, names, workers, apart=apart)
 
 
 def worker(
@@ -77,8 +86,8 @@ def worker(
     runner.run(settings, names.split(","), parent=descriptor)
 
 
-def serve_with_workers(shell: Shell, names: tuple[str, ...], count: int) -> None:
-    """`serve_home` with several processes for the proxy."""
+def serve_with_workers(shell: Shell, names: tuple[str, ...], count: int, *, apart: bool) -> None:
+    """`serve_home` with several processes for the proxy, or one for each server."""
     from mogine.serve import logs, workers
 
     settings = shell.settings
@@ -88,22 +97,26 @@ def serve_with_workers(shell: Shell, names: tuple[str, ...], count: int) -> None
     async def announce(group: "Group") -> None:
         typer.echo(banner(group, shell.home_source, repaired), err=True)
 
-    if exit_code := workers.run(settings, names, count, environ=shell.environ, announce=announce):
+    if exit_code := workers.run(
+        settings, names, count, environ=shell.environ, apart=apart, announce=announce
+    ):
         raise typer.Exit(exit_code)
     typer.echo("mogine has stopped; everything is written", err=True)
 
 
-def serve_home(settings: Settings, names: tuple[str, ...], *, where: str) -> None:
+def serve_home(shell: Shell, names: tuple[str, ...]) -> None:
     """Prepare the home's data folder, start the servers, show how to reach them, and wait for the end."""
     from mogine.serve import logs, runner
+    from mogine.serve.notify import Herald
 
+    settings = shell.settings
     logs.configure(settings, verbose=logging.getLogger("mogine").isEnabledFor(logging.DEBUG))
     repaired = prepare_home(settings)
 
     async def announce(running: "Running") -> None:
-        typer.echo(banner(running, where, repaired), err=True)
+        typer.echo(banner(running, shell.home_source, repaired), err=True)
 
-    runner.run(settings, names, announce=announce)
+    runner.run(settings, names, announce=announce, herald=Herald.of(shell.environ))
     typer.echo("mogine has stopped; everything is written", err=True)
 
 
@@ -128,15 +141,7 @@ def prepare_home(settings: Settings) -> list[str]:
 def banner(running: "Running | Group", where: str, repaired: list[str]) -> str:
     """What runs, where, with what; what to beware of; and how to try it."""
     settings = running.settings
-    lines = [f"mogine {metadata.version('mogine')} serves {settings.home} ({where})"]
-    shown = {"proxy": "proxy", "kb": "knowledge base", "analytics": "analytics"}
-    if "proxy" in running.names:
-        lines.append(_line("chat page", running.url("proxy") + "/chat/"))
-    lines += [_line(title, running.url(name)) for name, title in shown.items() if name in running.names]
-    if "kb" in running.names:
-        lines.append(_line("documents", _documents(settings)))
-    if "proxy" in running.names:
-        lines.append(_line("providers", _providers(settings)))
+    lines = [f"mogine {metadata.version('mogine')} serves {settings.home} ({where})", *_tree(running)]
     lines += [f"warning: {text}" for text in (*repaired, *_warnings(settings))]
     if "proxy" in running.names:
         lines += ["", "Try it:", *(f"  {command}" for command in _examples(running))]
@@ -144,8 +149,29 @@ def banner(running: "Running | Group", where: str, repaired: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _line(title: str, text: str) -> str:
-    return f"  {title:<15} {text}"
+def _tree(running: "Running | Group") -> list[str]:
+    """One branch for each server, with what is behind it."""
+    settings = running.settings
+    branches: list[tuple[str, str, list[tuple[str, str]]]] = []
+    if "proxy" in running.names:
+        url = running.url("proxy")
+        leaves = [("chat page", f"{url}/chat/"), ("OpenAI", f"{url}/v1")]
+        branches.append(("proxy", url, [*leaves, ("providers", _providers(settings))]))
+    if "kb" in running.names:
+        branches.append(("knowledge base", running.url("kb"), [("documents", _documents(settings))]))
+    if "analytics" in running.names:
+        days = f"kept {settings.analytics.retention_days} days, in {settings.analytics.timezone}"
+        url = running.url("analytics")
+        dashboard = ("dashboard", f"{url}/dashboard/  (mogine admin link signs you in)")
+        branches.append(("analytics", url, [dashboard, ("questions", days)]))
+    lines = []
+    for place, (title, url, leaves) in enumerate(branches):
+        is_last = place == len(branches) - 1
+        lines.append(f"{'└─' if is_last else '├─'} {title:<15} {url}")
+        for number, (name, text) in enumerate(leaves):
+            stem = " " if is_last else "│"
+            lines.append(f"{stem}  {'└─' if number == len(leaves) - 1 else '├─'} {name:<12} {text}")
+    return lines
 
 
 def _documents(settings: Settings) -> str:
@@ -162,10 +188,14 @@ def _documents(settings: Settings) -> str:
 
 
 def _providers(settings: Settings) -> str:
-    configured = [name for name in settings.provider_order if settings.has_credentials(name)]
-    missing = [name for name in PROVIDER_NAMES if not settings.has_credentials(name)]
-    text = ", ".join(configured)
-    return f"{text} (not set up: {', '.join(missing)})" if missing else text
+    """In the order in which they are asked, then those that are not set up."""
+    asked = [
+        f"{name} (key: yes)" if getattr(settings, name).keys else f"{name} (without a key)"
+        for name in settings.provider_order
+        if name != "extract" and settings.has_credentials(name)
+    ]
+    missing = [f"{name} (key: no)" for name in PROVIDER_NAMES if not settings.has_credentials(name)]
+    return ", ".join([*asked, "extract", *missing])
 
 
 def _warnings(settings: Settings) -> list[str]:

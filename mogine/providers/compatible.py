@@ -112,6 +112,14 @@ class CompletionParser:
         raw = b"data: " + frame.data.replace(b"\n", b"\ndata: ") + b"\n\n" if frame.has_id else frame.raw
         return Chunk(checked_raw(raw), self._events(payload, "delta"))
 
+    def text_alone(self, frame: bytes) -> str | None:
+        blank = CompletionParser()
+        data = frame.removeprefix(b"data: ").removesuffix(b"\n\n")
+        match blank.frame(Frame(frame, data, "", None, False)):
+            case Chunk(raw, (Delta(text),)) if raw == frame and not blank.finished:
+                return text
+        return None
+
     def whole(self, body: bytes, *, as_stream: bool) -> Chunk:
         payload = load_object(body.removeprefix(b"\xef\xbb\xbf"))
         refusal = refusal_in(payload, 0)

@@ -127,6 +127,9 @@ class ApplicationParser:
         self.done = self.finished
         return chunk
 
+    def text_alone(self, frame: bytes) -> str | None:
+        return None  # frames are numbered, and may repeat what came before
+
     def whole(self, body: bytes, *, as_stream: bool) -> Chunk:
         payload = load_object(body.removeprefix(b"\xef\xbb\xbf"))
         refusal = refusal_in(payload, 0)

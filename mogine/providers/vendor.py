@@ -24,6 +24,7 @@ from mogine.errors import (
     UpstreamRefused,
 )
 from mogine.providers.care import Care, Turn
+from mogine.providers.pattern import Pattern
 from mogine.upstream import (
     MAX_ERROR_BYTES,
     Answer,
@@ -34,8 +35,6 @@ from mogine.upstream import (
     Retries,
     retry_after_s,
 )
-
-TakeChunks = Callable[[Sequence[Chunk]], Awaitable[None] | None]
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_TEXT_BYTES = 64 * 1024
@@ -99,6 +98,18 @@ class Refusal:
     message: str = ""
 
 
+class Taker(Protocol):
+    """Whoever an answer is pushed to; the vendor waits for an awaitable that it returns."""
+
+    def take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
+        """Chunks that came together."""
+        ...
+
+    def take_text(self, raw: bytes, text: str) -> Awaitable[None] | None:
+        """A chunk whose one event is `Delta(text)`, as nearly all are."""
+        ...
+
+
 class Parser(Protocol):
     """One answer of one dialect: frames or a whole body in, chunks out."""
 
@@ -107,6 +118,10 @@ class Parser(Protocol):
 
     def frame(self, frame: Frame) -> Chunk | None:
         """What `frame` means; raises `Refused` when it is an error."""
+        ...
+
+    def text_alone(self, frame: bytes) -> str | None:
+        """The text of a frame that says nothing else, whatever came before it; None for any other frame."""
         ...
 
     def whole(self, body: bytes, *, as_stream: bool) -> Chunk:
@@ -180,12 +195,9 @@ class VendorProvider:
         turn = self.care.turn()
         return await self.retries.call(lambda: self._attempt_whole(request, turn), lambda: False, turn)
 
-    async def push(self, request: ChatRequest, take: TakeChunks) -> None:
-        """The vendor's streamed answer, handed to `take` the moment it arrives; ends and fails as `stream`.
-
-        The vendor is held back while an awaitable that `take` returned is not done.
-        """
-        hand = _Hand(take)
+    async def push(self, request: ChatRequest, taker: Taker) -> None:
+        """The vendor's streamed answer, to `taker` the moment it arrives; ends and fails as `stream`."""
+        hand = _Hand(taker)
         turn = self.care.turn()
         await self.retries.call(lambda: self._attempt_push(request, hand, turn), lambda: hand.begun, turn)
 
@@ -245,7 +257,7 @@ class VendorProvider:
     async def _expect_answer(self, answer: Answer, turn: Turn) -> None:
         if answer.status != 200:
             raise Refused(parse_refusal(await answer.read_some(MAX_ERROR_BYTES), answer.status))
-        if _media_type(answer) == "text/html":
+        if _is_web_page(answer):
             raise UpstreamBadResponse(
                 f"API proxy error: {self._vendor.label} answered with a web page; check"
                 f" {self._vendor.url_setting}",
@@ -294,35 +306,45 @@ async def _framed(answer: Answer, parser: Parser, block: bytes) -> AsyncGenerato
 class _Hand:
     """Hands chunks on, and knows whether any were."""
 
-    __slots__ = ("begun", "take")
+    __slots__ = ("begun", "taker")
 
-    def __init__(self, take: TakeChunks) -> None:
+    def __init__(self, taker: Taker) -> None:
         self.begun = False
-        self.take = take
+        self.taker = taker
 
     async def over(self, chunk: Chunk) -> None:
         self.begun = True
-        if (wait := self.take((chunk,))) is not None:
+        if (wait := self.taker.take((chunk,))) is not None:
             await wait
 
 
 class _Push:
     """Takes a stream's bytes where they arrive, and hands on the chunks that they complete."""
 
-    __slots__ = ("_budget", "_feed", "_hand", "_parser")
+    __slots__ = ("_budget", "_decoder", "_hand", "_parser", "_pattern")
 
     def __init__(self, parser: Parser, hand: _Hand) -> None:
         self._parser = parser
         self._hand = hand
-        self._feed = FrameDecoder().feed
+        self._decoder = FrameDecoder()
         self._budget = _Budget()
+        self._pattern = Pattern()
 
     def __call__(self, block: bytes) -> Awaitable[bool | None] | bool | None:
+        text = self._pattern.text_of(block)
+        if text is None or not self._decoder.skip(len(block)):
+            return self._parse(block)
+        self._budget.spend_text(text)
+        self._hand.begun = True
+        wait = self._hand.taker.take_text(block, text)
+        return None if wait is None else self._after(wait, None)
+
+    def _parse(self, block: bytes) -> Awaitable[bool | None] | bool | None:
         parser = self._parser
         chunks: list[Chunk] = []
         error: Exception | None = None
         try:
-            for frame in self._feed(block):
+            for frame in self._decoder.feed(block):
                 if (chunk := parser.frame(frame)) is not None:
                     self._budget.spend(chunk)
                     chunks.append(chunk)
@@ -333,12 +355,21 @@ class _Push:
         wait: Awaitable[None] | None = None
         if chunks:
             self._hand.begun = True
-            wait = self._hand.take(chunks)
+            wait = self._hand.taker.take(chunks)
+            self._learn(block, chunks)
         if wait is not None:
             return self._after(wait, error)
         if error is not None:
             raise error
         return parser.done
+
+    def _learn(self, block: bytes, chunks: Sequence[Chunk]) -> None:
+        events = chunks[0].events
+        pattern = self._pattern
+        if not pattern.wants_more:
+            return
+        if len(chunks) == len(events) == 1 and type(events[0]) is Delta and chunks[0].raw == block:
+            pattern.learn(block, events[0].text, self._parser.text_alone)
 
     async def _after(self, wait: Awaitable[None], error: Exception | None) -> bool:
         """What came before an error is handed on before it is raised."""
@@ -383,6 +414,15 @@ class _Budget:
                 self.text += _size(event.text)
             elif type(event) is Reasoning:
                 self.reasoning += _size(event.text)
+        self._check()
+
+    def spend_text(self, text: str) -> None:
+        """A piece of the answer."""
+        self.text += _size(text)
+        if self.text > MAX_TEXT_BYTES:
+            self._check()
+
+    def _check(self) -> None:
         if self.text > MAX_TEXT_BYTES or self.reasoning > MAX_REASONING_BYTES:
             raise AnswerTooLong("API proxy error: the answer grew too long and was ended")
 
@@ -391,8 +431,8 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _media_type(answer: Answer) -> str:
-    return answer.header("Content-Type").partition(";")[0].strip().lower()
+def _is_web_page(answer: Answer) -> bool:
+    return answer.header("Content-Type").strip()[:9].lower() == "text/html"
 
 
 # --- reading what vendors send ----------------------------------------------------------------------

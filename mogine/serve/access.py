@@ -15,9 +15,11 @@ from urllib.parse import SplitResult, urlsplit
 from aiohttp import hdrs, web
 
 from mogine.errors import Forbidden, RateLimited, RequestError, SettingsError, Unauthorized
+from mogine.serve.requests import Request, ShortRequest, peer_of
 from mogine.settings import Network, Settings
 
 ADMIN_TOKEN_FILE = "admin_token"  # noqa: S105 - a file's name
+HOME_ID_FILE = "home_id"
 FAILURES_PER_MINUTE = 10
 MAX_TRACKED_ADDRESSES = 10_000
 FORWARDED = (hdrs.X_FORWARDED_FOR, hdrs.FORWARDED, "X-Real-IP", "Via")
@@ -61,6 +63,20 @@ def admin_token(settings: Settings) -> str:
     return token
 
 
+def home_id(data_path: Path) -> str:
+    """What tells this home from others, also when it moves; made in `data/home_id` when absent."""
+    path = data_path / HOME_ID_FILE
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _publish_once(path, secrets.token_hex(16) + "\n")
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} cannot be used ({error.__class__.__name__}): make the folder writable for this user"
+        ) from error
+
+
 def _publish_once(path: Path, text: str) -> None:
     """Writes `text` under a name of its own and links it into place: of several servers that start
     at once one wins, and none ever reads half a token."""
@@ -96,7 +112,7 @@ class Gate:
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
         self._known_hosts: set[str] = set()
 
-    def check_host(self, request: web.Request) -> None:
+    def check_host(self, request: Request) -> None:
         """Refuses names that are not ours: a web page may point its own name at this machine."""
         hosts = request.headers.getall(hdrs.HOST, ())
         if len(hosts) != 1:
@@ -113,7 +129,7 @@ class Gate:
             reason="host_not_allowed",
         )
 
-    def check_origin(self, request: web.Request) -> None:
+    def check_origin(self, request: Request) -> None:
         """Refuses a browser page of another site before it costs anything."""
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None or self.allows_origin(origin, request):
@@ -123,14 +139,14 @@ class Gate:
             reason="origin_not_allowed",
         )
 
-    def allows_origin(self, origin: str, request: web.Request) -> bool:
+    def allows_origin(self, origin: str, request: Request) -> bool:
         """Exact match against the list, or the page came from this very server."""
         if origin in self._origins or "*" in self._origins:
             return True
         return self.is_own(origin, request)
 
     @staticmethod
-    def is_own(origin: str, request: web.Request) -> bool:
+    def is_own(origin: str, request: Request) -> bool:
         """Whether the page came from this very server."""
         try:
             parts = urlsplit(origin)
@@ -141,8 +157,7 @@ class Gate:
 
     def check_local(self, request: web.Request) -> None:
         """Lets in who calls from this very machine, not through a proxy on it; else `check_admin`."""
-        peer = request.transport.get_extra_info("peername") if request.transport else None
-        address = str(peer[0]) if isinstance(peer, tuple) else ""
+        address = peer_of(request)
         forwarded = any(name in request.headers for name in FORWARDED)
         if forwarded or not (address and _is_loopback(address)):
             self.check_admin(request)
@@ -164,7 +179,7 @@ class Gate:
             given.strip().encode("utf-8", "surrogateescape"), self._token().encode()
         ):
             return
-        if not values and self._admits(request):
+        if not values and isinstance(request, web.Request) and self._admits(request):
             return
         if values:
             self._failures[address] = [*recent, now]
@@ -181,13 +196,12 @@ def host_name(value: str) -> str:
     return value.partition(":")[0].lower()
 
 
-def client_address(request: web.BaseRequest, trusted: Collection[Network]) -> str:
+def client_address(request: web.BaseRequest | ShortRequest, trusted: Collection[Network]) -> str:
     """The visitor's real address: the right-most hop of X-Forwarded-For that is no trusted proxy.
 
     The header counts only when the TCP peer is trusted. Returns "" for a peer without address.
     """
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    address = str(peer[0]) if isinstance(peer, tuple) else ""
+    address = peer_of(request)
     if not address or not is_trusted(address, trusted):
         return address
     forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, None)
@@ -223,13 +237,11 @@ class Buckets:
 
     def __init__(self, trusted: Collection[Network]) -> None:
         self._trusted = trusted
-        self._known: dict[tuple[object, tuple[str, ...]], str] = {}
+        self._known: dict[tuple[str, ...], str] = {}
 
-    def of(self, request: web.BaseRequest) -> str:
+    def of(self, request: web.BaseRequest | ShortRequest) -> str:
         """The bucket of whoever sent `request`."""
-        peer = request.transport.get_extra_info("peername") if request.transport else None
-        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
-        way = (peer[0] if isinstance(peer, tuple) else None, tuple(forwarded))
+        way = (peer_of(request), *request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
         bucket = self._known.get(way)
         if bucket is None:
             if len(self._known) >= MAX_TRACKED_ADDRESSES:

@@ -1,13 +1,14 @@
 """The analytics server: health for everybody; numbers, rows, export and cleanup for the owner."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 import zoneinfo
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from typing import Any
 
@@ -22,10 +23,11 @@ from mogine.analytics.spool import Spool
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
 from mogine.errors import MogineError, RequestError
 from mogine.gaps.loop import open_gaps
-from mogine.serve import gaps
+from mogine.serve import dashboard, gaps
 from mogine.serve.access import Access
 from mogine.serve.app import DOORKEEPER, Route, base_app, json_response, read_json
 from mogine.serve.keys import SETTINGS
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ HEALTH = web.AppKey("ANALYTICS_HEALTH", dict[str, Health])
 def create_app(settings: Settings) -> web.Application:
     """The server of port 8742."""
     routes = [
+        *dashboard.dashboard_routes(),
         Route("GET", "/api/analytics/health", health, Access.PUBLIC),
         Route("POST", "/api/analytics/session", sign_in, Access.PUBLIC),
         Route("GET", "/api/analytics/session", show_session, Access.ADMIN),
@@ -81,6 +84,7 @@ def create_app(settings: Settings) -> web.Application:
         Route("POST", f"{GAP}/accept", gaps.accept_gap, Access.ADMIN),
         Route("POST", f"{GAP}/ignore", gaps.ignore_gap, Access.ADMIN),
         Route("POST", f"{GAP}/reopen", gaps.reopen_gap, Access.ADMIN),
+        OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
     app[STORE] = AnalyticsStore(settings.analytics_path)
@@ -88,7 +92,7 @@ def create_app(settings: Settings) -> web.Application:
     app[gaps.GAPS] = open_gaps(settings)
     app[gaps.LOOKOUT] = gaps.Lookout(settings)
     app.cleanup_ctx.append(gaps.keep_lookout)
-    app.cleanup_ctx.append(_keep_looking)
+    app.cleanup_ctx.extend((_keep_looking, dashboard.keep_client))
     return app
 
 
@@ -129,10 +133,9 @@ async def sign_out(request: web.Request) -> web.Response:
 
 
 async def show_statistics(request: web.Request) -> web.Response:
-    """All numbers of the last `days` whole days."""
-    filters = Filters(request, "days", "by", "tz")
-    zone = filters.zone("tz", request.app[SETTINGS].analytics.timezone)
-    window = Window.last_days(filters.whole("days", 30, 1, MAX_DAYS), datetime.now(UTC), zone)
+    """All numbers of the last `days` whole days, or from the day `since` to the day `until`, included."""
+    filters = Filters(request, "days", "since", "until", "by", "tz")
+    window = filters.window(filters.zone("tz", request.app[SETTINGS].analytics.timezone))
     by = filters.one_of("by", tuple(REPORTS)) or "day"
     check_by(by)
     found = await asyncio.to_thread(statistics, request.app[STORE], window, by=by, deadline_s=DEADLINE_S)
@@ -262,6 +265,26 @@ class Filters:
             return (at if at.tzinfo else at.replace(tzinfo=self._zone)).astimezone(UTC)
         except (ValueError, OverflowError) as error:
             raise _bad(name, "must be a date such as 2026-03-31, or a time with its offset") from error
+
+    def window(self, zone: zoneinfo.ZoneInfo) -> Window:
+        """Whole days of `zone`."""
+        if not self._values.keys() & {"since", "until"}:
+            return Window.last_days(self.whole("days", 30, 1, MAX_DAYS), datetime.now(UTC), zone)
+        if "days" in self._values:
+            raise _bad("days", "cannot stand beside since or until")
+        first, last = (self._day(name) for name in ("since", "until"))
+        if not 0 <= (last - first).days < MAX_DAYS:
+            raise _bad("until", f"must be a day from since on, at most {MAX_DAYS} days")
+        after = last + timedelta(days=1)
+        since, until = (datetime.combine(day, time_of_day(), zone).astimezone(UTC) for day in (first, after))
+        return Window(since, until, zone)
+
+    def _day(self, name: str) -> date:
+        value = self.text(name, 10)
+        if re.fullmatch(r"(19[7-9]|20[0-9]|21[0-9])[0-9]-[0-9]{2}-[0-9]{2}", value):
+            with contextlib.suppress(ValueError):
+                return date.fromisoformat(value)
+        raise _bad(name, "must be a day such as 2026-03-31; give both since and until")
 
     def selection(self, *, days: int = 0) -> Selection:
         since, until = self.moment("since"), self.moment("until")

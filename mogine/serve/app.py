@@ -1,44 +1,51 @@
 """What all servers are made of: routes with declared access, common routes, JSON bodies."""
 
 import asyncio
-import email.utils
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from mogine.errors import RequestError, RequestTimeout, SettingsError, TooLarge, UnsupportedMedia
 from mogine.serve.access import Access, Gate
 from mogine.serve.admin_sessions import AdminToken, Doorkeeper, open_sessions
-from mogine.serve.keys import METERS, REQUEST_ID, SETTINGS, SITE, STATE, Readiness, ServerState
+from mogine.serve.keys import METERS, SETTINGS, SITE, STATE, Readiness, ServerState
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import CONTENT_TYPE, Meters, Snapshot, render
-from mogine.serve.middlewares import COMMON_HEADERS, frame, prepare_headers
+from mogine.serve.middlewares import Frame
+from mogine.serve.requests import Request, ShortRequest
 from mogine.settings import Settings, load_site
 
 SMALL_BODY_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 32
 BODY_IDLE_S = 15.0
-WRITE_BUFFER_BYTES = 64 * 1024
 
 DOORKEEPER = web.AppKey("DOORKEEPER", Doorkeeper)
 
 Snapshots = Callable[[web.Application], Awaitable[Snapshot]]
-RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RouteHandler = Callable[[Any], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One line of a server's table; there is no route without an access level. GET answers HEAD too."""
+    """One line of a server's table; there is no route without an access level. GET answers HEAD too.
+
+    `short` are the exact addresses, with what is matched in them, by which a POST may come the short way
+    (see `serve/lane.py`).
+    """
 
     method: str
     path: str
     handler: RouteHandler
     access: Access
+    short: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+FRAME = web.AppKey("FRAME", Frame)
+SHORT_ROUTES = web.AppKey("SHORT_ROUTES", Mapping[str, tuple[Route, Mapping[str, str]]])
 
 
 def base_app(
@@ -72,16 +79,21 @@ def base_app(
     for route in table:
         if levels.setdefault(route.handler, route.access) is not route.access:
             raise SettingsError(f"{route.path}: one handler cannot have two access levels")
+        if route.short and (route.method, route.access) != (hdrs.METH_POST, Access.VISITOR):
+            raise SettingsError(f"{route.path}: only a visitor's POST comes the short way")
     lines = RequestLog(name)
     meters = Meters(name)
-    app = web.Application(middlewares=[frame(lines, gate, levels, meters)])
+    around = Frame(lines, gate, meters)
+    app = web.Application(middlewares=[around.middleware(levels)])
     app.on_cleanup.append(_flushing(lines))
     app[SETTINGS] = settings
     app[SITE] = load_site(settings.home / "site.toml")
     app[STATE] = ServerState()
     app[METERS] = meters
     app[DOORKEEPER] = doorkeeper
-    app.on_response_prepare.append(prepare_headers(gate))
+    app.on_response_prepare.append(around.on_prepare)
+    app[FRAME] = around
+    app[SHORT_ROUTES] = {path: (route, found) for route in table for path, found in route.short.items()}
     for route in table:
         if route.method == hdrs.METH_GET:
             app.router.add_get(route.path, route.handler)
@@ -120,73 +132,24 @@ def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] |
     )
 
 
-class ReadyJson(web.StreamResponse):
-    """A whole JSON answer to the usual question, head and body written in one piece.
+class ShortJson(web.StreamResponse):
+    """A whole JSON answer to a short request, which `serve/lane.py` writes; aiohttp never sees it, so
+    nothing of its own is set up."""
 
-    aiohttp's making of headers costs as much as all our checks. Only for HTTP/1.1 on a connection that
-    stays, without an `Origin` (`of` sees to that): any other answer goes the long way.
-    """
+    status = 200
 
     def __init__(self, body: bytes) -> None:
-        super().__init__()
-        self._ready_body = body
-        self._begun = False
-
-    @classmethod
-    def of(cls, request: web.Request, body: bytes) -> web.StreamResponse:
-        """`body`, never cached, by the shortest way that `request` allows."""
-        if request.version == HttpVersion11 and request.keep_alive and hdrs.ORIGIN not in request.headers:
-            return cls(body)
-        return web.Response(
-            body=body, content_type="application/json", headers={hdrs.CACHE_CONTROL: "no-store"}
-        )
-
-    @property
-    def prepared(self) -> bool:
-        return self._begun
-
-    @property
-    def keep_alive(self) -> bool:
-        return True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the visitor has left")
-        head = READY_HEAD % (
-            request[REQUEST_ID].encode("ascii"),
-            len(self._ready_body),
-            http_date(time.time()),
-        )
-        transport.write(head + self._ready_body)
-        if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
-            await request.writer.drain()
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return
+        self.short_body = body
 
 
-READY_HEAD = (
-    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
-    + "".join(f"{name}: {value}\r\n" for name, value in COMMON_HEADERS.items())
-    + "X-Request-Id: %b\r\nContent-Length: %d\r\nDate: %b\r\n\r\n"
-).encode("ascii")
+def json_bytes(request: Request, body: bytes) -> web.StreamResponse:
+    """`body`, which is JSON, never cached, by the shortest way that `request` allows."""
+    if isinstance(request, ShortRequest):
+        return ShortJson(body)
+    return web.Response(body=body, content_type="application/json", headers={hdrs.CACHE_CONTROL: "no-store"})
 
 
-@lru_cache(maxsize=2)
-def _date_of(second: int) -> bytes:
-    return email.utils.formatdate(second, usegmt=True).encode("ascii")
-
-
-def http_date(now: float) -> bytes:
-    """`now` as headers write it."""
-    return _date_of(int(now))
-
-
-async def read_json(request: web.Request, max_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
+async def read_json(request: Request, max_bytes: int = SMALL_BODY_BYTES) -> dict[str, Any]:
     """The JSON object of the request's body.
 
     Raises UnsupportedMedia, TooLarge, RequestTimeout, or RequestError(reason="invalid_json").
@@ -208,12 +171,16 @@ async def read_json(request: web.Request, max_bytes: int = SMALL_BODY_BYTES) -> 
     return value
 
 
-async def read_body(request: web.Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body, refused before reading when announced too large, and by count when not."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
         raise UnsupportedMedia("send the body uncompressed, without Content-Encoding")
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
+    if isinstance(request, ShortRequest):
+        if request.is_late:
+            raise _late()
+        return request.body
     if request.content.is_eof() and request.content.exception() is None:
         body = request.content.read_nowait()  # as nearly every body, it came together with its head
     else:
@@ -231,10 +198,10 @@ async def _read_on(request: web.Request, max_bytes: int) -> bytes:
             async with asyncio.timeout(BODY_IDLE_S):
                 block = await request.content.readany()
         except TimeoutError as error:
-            raise RequestTimeout(f"no part of the body came for {BODY_IDLE_S:g} s") from error
+            raise _late() from error
         except web.HTTPException:
             raise
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, HttpProcessingError, web.RequestPayloadError) as error:
             raise RequestError("the body is broken HTTP") from error
         if not block:
             return b"".join(blocks)
@@ -258,6 +225,10 @@ def too_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def _late() -> RequestTimeout:
+    return RequestTimeout(f"no part of the body came for {BODY_IDLE_S:g} s")
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -31,6 +31,8 @@ class Books:
         self._prices = prices
         self._timezone = timezone
         self._unpriced: set[str] = set()
+        self._day = date.min
+        self._day_begins = self._day_ends = datetime.max.replace(tzinfo=UTC)
         self.budget = budget
         self.meters = meters
 
@@ -38,11 +40,19 @@ class Books:
         """What `usage` cost; None when it is not known, or nothing is known of the model's price."""
         if usage is None:
             return None
-        price = self._prices.find(provider, model, at.astimezone(self._timezone).date())
+        price = self._prices.find(provider, model, self._day_of(at))
         if price is None:
             self._miss(provider, model)
             return None
         return price.cost_cny(usage)
+
+    def _day_of(self, at: datetime) -> date:
+        if not self._day_begins <= at < self._day_ends:
+            self._day = at.astimezone(self._timezone).date()
+            following = self._day + timedelta(days=1)
+            self._day_begins = datetime.combine(self._day, time(), self._timezone).astimezone(UTC)
+            self._day_ends = datetime.combine(following, time(), self._timezone).astimezone(UTC)
+        return self._day
 
     def close(self, row: QueryRecord) -> None:
         """The question is over."""

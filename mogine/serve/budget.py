@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -16,6 +16,9 @@ TIGHT = 0.8
 MAX_PENDING = 20_000
 
 log = logging.getLogger(__name__)
+
+# What this home has spent in each period, in CNY; what all others have, None when nobody knows.
+Exchange = Callable[[Mapping[str, float]], Awaitable[Sequence[float] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Budget:
         self._pending: dict[str, tuple[datetime, float]] = {}
         self._recorded = (0.0, 0.0)
         self._unrecorded = (0.0, 0.0)  # the sums of what is pending
+        self._others: tuple[tuple[datetime, ...], Sequence[float]] = ((), ())
         self._share = 0.0
         self._told = ""
 
@@ -67,12 +71,19 @@ class Budget:
     @property
     def today_cny(self) -> float:
         """What was spent today."""
-        return self._recorded[0] + self._unrecorded[0]
+        return self._own(0) + self._of_others(0)
 
     @property
     def month_cny(self) -> float:
         """What was spent this month."""
-        return self._recorded[1] + self._unrecorded[1]
+        return self._own(1) + self._of_others(1)
+
+    def _own(self, which: int) -> float:
+        return self._recorded[which] + self._unrecorded[which]
+
+    def _of_others(self, which: int) -> float:
+        starts, spent = self._others
+        return spent[which] if starts and starts[which] == self._starts_now()[which] else 0.0
 
     @property
     def tight(self) -> bool:
@@ -121,17 +132,18 @@ class Budget:
         self._settle()
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Look now, and again and again while the context lasts."""
+    async def watching(self, exchange: Exchange | None = None) -> AsyncIterator[None]:
+        """Look now, and again and again while the context lasts; `exchange` tells other homes what was spent
+        here, and gives what was there."""
         if not self._limits:
             yield
             return
-        await self._look_safely()
+        await self._look_safely(exchange)
 
         async def watch() -> None:
             while True:
                 await asyncio.sleep(LOOK_S)
-                await self._look_safely()
+                await self._look_safely(exchange)
 
         task = asyncio.create_task(watch())
         try:
@@ -141,13 +153,20 @@ class Budget:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _look_safely(self) -> None:
+    async def _look_safely(self, exchange: Exchange | None) -> None:
         starts, pending = self._starts_now(), tuple(self._pending)
         try:
             found = await asyncio.to_thread(self._spending.since, starts, pending, self._now())
             self._take_up(starts, found)
         except MogineError as error:
             self._tell(f"the budget goes by what was known before: {error.message}")
+        if exchange is None:
+            return
+        local = starts[0].astimezone(self._timezone)
+        of_others = await exchange({f"{local:%Y-%m-%d}": self._own(0), f"{local:%Y-%m}": self._own(1)})
+        if of_others is not None:  # else what was known of them before still counts
+            self._others = (starts, of_others)
+            self._settle()
 
     def _starts_now(self) -> tuple[datetime, datetime]:
         day = self._now().astimezone(self._timezone).date()

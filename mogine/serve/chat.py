@@ -1,7 +1,8 @@
 """`POST /api/chat`, the assistant: searches, asks the providers in turn, streams, remembers the turn."""
 
+import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,12 +11,16 @@ from aiohttp import hdrs, web
 
 from mogine.answer import AnswerEvent, answer
 from mogine.chat import ChatMessage, ChatRequest, Citations, Delta, Provider, Reasoning, Usage
-from mogine.errors import RequestError
+from mogine.errors import MogineError, NotFound, RequestError
 from mogine.serve import sse
 from mogine.serve.app import json_response, read_json
-from mogine.serve.desk import DESK, told
+from mogine.serve.desk import DESK, Desk, told
 from mogine.serve.dialects import question_text, session_id
+from mogine.serve.keys import REQUEST_ID
+from mogine.serve.limits import Place
 from mogine.serve.observe import Observation, recorded
+from mogine.serve.replay import REPLAYS, Replay
+from mogine.serve.requests import Request
 from mogine.serve.traces import trace_of
 from mogine.settings import PROVIDER_NAMES, ProxySettings
 
@@ -31,6 +36,7 @@ class Question:
     provider: str
     page_url: str
     stream: bool
+    resume: bool = False
 
     @classmethod
     def of(cls, body: Mapping[str, Any], headers: Mapping[str, str], limits: ProxySettings) -> "Question":
@@ -46,45 +52,152 @@ class Question:
             stream = "application/json" not in accepted or "text/event-stream" in accepted
         elif not isinstance(stream, bool):
             raise RequestError('"stream" must be true or false', param="stream")
+        resume = body.get("resume", False)
+        if not isinstance(resume, bool):
+            raise RequestError('"resume" must be true or false', param="resume")
         return cls(
             question_text(body.get("question"), limits, "question"),
             session_id(body.get("session_id")),
             provider,
             _page(body.get("page_url")),
             stream,
+            resume and stream,
         )
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
+async def chat(request: Request) -> web.StreamResponse:
     """The handler."""
     desk = request.app[DESK]
     limits = desk.settings.proxy
     question = Question.of(await read_json(request, limits.max_body_bytes), request.headers, limits)
+    if question.resume:
+        return await _resumable(request, desk, question)
+    if not question.stream:
+        return json_response(await whole(request, question))
     bucket = desk.bucket(request)
+    seen, providers = _watched(request, desk, question, bucket)
+    with recorded(desk.books, seen), desk.limits.open(bucket) as place:
+        events = await _begin(request, desk, question, seen, providers, place)
+        response = await sse.respond(
+            request,
+            _frames(events, seen),
+            within=desk.within(place),
+            last_words=lambda error: sse.event("error", told(request, error, seen).to_dict()),
+            ping_s=limits.ping_s,
+            stall_s=limits.reader_timeout_s,
+        )
+        _remember(desk, bucket, question, seen)
+        return response
+
+
+async def whole(request: Request, question: Question) -> dict[str, Any]:
+    """The answer when it is complete, as `/api/chat` tells it without a stream."""
+    desk = request.app[DESK]
+    bucket = desk.bucket(request)
+    seen, providers = _watched(request, desk, question, bucket)
+    with recorded(desk.books, seen), desk.limits.open(bucket) as place:
+        events = await _begin(request, desk, question, seen, providers, place)
+        with desk.within(place):
+            found = await _gathered(events, seen)
+        _remember(desk, bucket, question, seen)
+        return found
+
+
+async def _resumable(request: Request, desk: Desk, question: Question) -> web.StreamResponse:
+    """The answer as a stream with numbered events, which goes on for a moment when the connection is lost."""
+    bucket = desk.bucket(request)
+    seen, providers = _watched(request, desk, question, bucket)
+    session, history = await desk.open_session(question.session_id, bucket)
+
+    async def write(replay: Replay) -> None:
+        with recorded(desk.books, seen), desk.limits.open(bucket) as place:
+            events = await _begin(request, desk, question, seen, providers, place, (session, history))
+            replay.push(sse.event("start", {"request_id": seen.id, "session_id": session}))
+            try:
+                with desk.within(place):
+                    async with aclosing(_frames(events, seen)) as frames:
+                        async for frame in frames:
+                            replay.push(frame)
+            except Exception as error:
+                replay.push(sse.event("error", told(request, error, seen).to_dict()))
+            _remember(desk, bucket, question, seen)
+
+    return await _follow(request, desk, request.app[REPLAYS].start(seen.id, bucket, session, write), 0)
+
+
+async def resume(request: Request) -> web.StreamResponse:
+    """`POST /api/chat/resume`: the rest of an answer, after the event that `Last-Event-ID` names."""
+    last = request.headers.get("Last-Event-ID", "0")
+    if not re.fullmatch(r"[0-9]{1,9}", last):
+        raise RequestError("Last-Event-ID must be the number of an event", param="Last-Event-ID")
+    replay = await _found(request)
+    if replay is None:
+        raise NotFound("there is no answer of yours with this request_id that still waits for you")
+    return await _follow(request, request.app[DESK], replay, int(last))
+
+
+async def stop(request: Request) -> web.Response:
+    """`POST /api/chat/stop`: end a running answer now. The same answer whether there was one or not."""
+    if (replay := await _found(request)) is not None:
+        replay.stop()
+    return json_response({"status": "stopped"})
+
+
+async def _found(request: Request) -> Replay | None:
+    body = await read_json(request)
+    id, session = body.get("request_id"), body.get("session_id")
+    if not isinstance(id, str) or not isinstance(session, str):
+        raise RequestError("send request_id and session_id, as the answer's first event told them")
+    return request.app[REPLAYS].find(id, request.app[DESK].bucket(request), session)
+
+
+async def _follow(request: Request, desk: Desk, replay: Replay, after: int) -> web.StreamResponse:
+    def last_words(error: Exception) -> bytes:
+        reason = error.reason if isinstance(error, MogineError) else "internal_error"
+        return sse.event("error", {"error": {"reason": reason, "request_id": request[REQUEST_ID]}})
+
+    limits = desk.settings.proxy
+    return await sse.respond(
+        request,
+        replay.read(after),
+        within=nullcontext(),
+        last_words=last_words,
+        ping_s=limits.ping_s,
+        stall_s=limits.reader_timeout_s,
+    )
+
+
+def _watched(
+    request: Request, desk: Desk, question: Question, bucket: str
+) -> tuple[Observation, list[Provider]]:
     providers = desk.affordable(question.provider)
     seen = desk.observe(request, bucket, "chat", providers[0].name, question.text)
     seen.page_url = question.page_url
-    with recorded(desk.books, seen), desk.limits.open(bucket) as place:
-        if desk.shared is not None:
-            await desk.shared.admit(place, bucket)
-        seen.session, history = await desk.open_session(question.session_id, bucket)
-        seen.request = _request(providers[0], history, question.text, limits, trace_of(request.headers))
-        events = answer(seen.request, providers, desk.knowledge, desk.manner())
-        if question.stream:
-            response = await sse.respond(
-                request,
-                _frames(events, seen),
-                within=desk.within(place),
-                last_words=lambda error: sse.event("error", told(request, error, seen).to_dict()),
-                ping_s=limits.ping_s,
-                stall_s=limits.reader_timeout_s,
-            )
-        else:
-            async with desk.within(place):
-                response = await _whole(events, seen)
-        if seen.finish is not None and seen.error is None and (text := seen.text):
-            desk.add_turn(seen.session, bucket, question.text, text)
-        return response
+    return seen, providers
+
+
+async def _begin(
+    request: Request,
+    desk: Desk,
+    question: Question,
+    seen: Observation,
+    providers: list[Provider],
+    place: Place,
+    session: tuple[str, tuple[ChatMessage, ...]] | None = None,
+) -> AsyncGenerator[AnswerEvent, None]:
+    """Ask: everything between the place under the limits and the first event."""
+    bucket = place.visitor
+    if desk.shared is not None:
+        await desk.shared.admit(place, bucket)
+    seen.session, history = session or await desk.open_session(question.session_id, bucket)
+    limits = desk.settings.proxy
+    seen.request = _request(providers[0], history, question.text, limits, trace_of(request.headers))
+    return answer(seen.request, providers, desk.knowledge, desk.manner())
+
+
+def _remember(desk: Desk, bucket: str, question: Question, seen: Observation) -> None:
+    if seen.finish is not None and seen.error is None and (text := seen.text):
+        desk.add_turn(seen.session, bucket, question.text, text)
 
 
 def _request(
@@ -121,7 +234,7 @@ async def _frames(
     yield sse.event("done", _done(seen))
 
 
-async def _whole(events: AsyncGenerator[AnswerEvent, None], seen: Observation) -> web.Response:
+async def _gathered(events: AsyncGenerator[AnswerEvent, None], seen: Observation) -> dict[str, Any]:
     reasoning: list[str] = []
     async with aclosing(events):
         async for event in events:
@@ -129,15 +242,13 @@ async def _whole(events: AsyncGenerator[AnswerEvent, None], seen: Observation) -
             if isinstance(event, Reasoning):
                 reasoning.append(event.text)
     usage = seen.usage_so_far()
-    return json_response(
-        {
-            "answer": seen.text,
-            "reasoning": "".join(reasoning),
-            "citations": _citations(Citations(seen.citations)),
-            "usage": _usage(usage) if usage else None,
-            **_done(seen),
-        }
-    )
+    return {
+        "answer": seen.text,
+        "reasoning": "".join(reasoning),
+        "citations": _citations(Citations(seen.citations)),
+        "usage": _usage(usage) if usage else None,
+        **_done(seen),
+    }
 
 
 def _done(seen: Observation) -> dict[str, Any]:
@@ -173,33 +284,3 @@ def _page(value: Any) -> str:
         return ""
     port = f":{parts.netloc.rpartition(':')[2]}" if parts.netloc.rpartition(":")[2].isdigit() else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"[:MAX_PAGE_URL_CHARS]
-
-
-async def config(request: web.Request) -> web.Response:
-    """`GET /api/chat/config`: what a page needs to know before the first question."""
-    desk = request.app[DESK]
-    site = desk.site.now()
-    assistant, widget = site.assistant, site.widget
-    name = str(assistant.get("name") or "")
-    return json_response(
-        {
-            "name": name,
-            "title": str(widget.get("title") or name),
-            "greeting": str(assistant.get("greeting") or ""),
-            "starters": _texts(assistant.get("starter_questions")),
-            "language": str(widget.get("language") or "auto"),
-            "colour": str(widget.get("colour") or ""),
-            "position": str(widget.get("position") or "right"),
-            "ai_notice": str(assistant.get("ai_notice") or ""),
-            "handoff": {
-                "text": str(assistant.get("handoff_text") or ""),
-                "contacts": _texts(assistant.get("handoff_contacts")),
-            },
-            "providers": [p.name for p in desk.in_order()],
-            "max_question_chars": desk.settings.proxy.max_question_chars,
-        }
-    )
-
-
-def _texts(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []

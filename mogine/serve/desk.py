@@ -1,10 +1,13 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
 import asyncio
+import importlib
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from aiohttp import hdrs, web
@@ -15,23 +18,34 @@ from mogine.analytics.spending import Spending
 from mogine.analytics.store import AnalyticsStore
 from mogine.answer import Manner
 from mogine.chat import ChatMessage, Provider
-from mogine.errors import ErrorEnvelope, MogineError, NotFound, UpstreamTimeout, UpstreamUnavailable
+from mogine.errors import (
+    ErrorEnvelope,
+    MogineError,
+    NotFound,
+    SettingsError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
-from mogine.serve.access import Buckets
+from mogine.serve.access import Buckets, home_id
 from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
-from mogine.serve.limits import Deadline, Limits, Place
+from mogine.serve.limits import Deadline, Deadlines, Limits, Place
 from mogine.serve.observe import SURE_SCORE, SURE_SCORE_BY_WORDS, Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
+from mogine.serve.requests import Request
 from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
-from mogine.serve.shared import SHARED, Remote, SharedLimits
+from mogine.serve.shared import SHARED, Admission, Remote, SharedLimits
 from mogine.serve.site import SiteFile
 from mogine.serve.visitors import Visitors
 from mogine.settings import PROVIDER_NAMES, Settings
+
+if TYPE_CHECKING:
+    from mogine.serve.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +70,11 @@ class Desk:
     visitors: Visitors
     sessions: Sessions
     vendor_sessions: VendorSessions
-    shared: Remote | None
+    shared: Admission | None
+    parent: Remote | None
+    fleet: "Fleet | None"
     buckets: Buckets
+    deadlines: Deadlines
 
     def provider(self, name: str) -> Provider:
         """The provider called `name`; NotFound for an unknown one, UpstreamUnavailable without a key."""
@@ -89,30 +106,30 @@ class Desk:
 
     async def open_session(self, id: str, bucket: str) -> tuple[str, tuple[ChatMessage, ...]]:
         """`Sessions.open`, of all workers."""
-        if self.shared is None:
+        if self.parent is None:
             return self.sessions.open(id, bucket)
-        return await self.shared.open_session(id, bucket)
+        return await self.parent.open_session(id, bucket)
 
     def add_turn(self, id: str, bucket: str, question: str, answer: str) -> None:
         """`Sessions.add`, for all workers."""
-        if self.shared is None:
+        if self.parent is None:
             self.sessions.add(id, bucket, question, answer)
         else:
             cut = {"question": question[:MAX_TURN_CHARS], "answer_text": answer[:MAX_TURN_CHARS]}
-            self.shared.tell(do="add_turn", id=id, visitor=bucket, **cut)
+            self.parent.tell(do="add_turn", id=id, visitor=bucket, **cut)
 
     async def allows_vendor_session(self, id: str, bucket: str) -> bool:
         """`VendorSessions.allows`, of all workers."""
-        if self.shared is None:
+        if self.parent is None:
             return self.vendor_sessions.allows(id, bucket)
-        return await self.shared.allows(id, bucket)
+        return await self.parent.allows(id, bucket)
 
     def note_vendor_session(self, id: str, bucket: str) -> None:
         """`VendorSessions.note`, for all workers."""
-        if self.shared is None:
+        if self.parent is None:
             self.vendor_sessions.note(id, bucket)
         else:
-            self.shared.tell(do="note", id=id, visitor=bucket)
+            self.parent.tell(do="note", id=id, visitor=bucket)
 
     def absent(self, name: str) -> MogineError:
         """Why there is no provider `name`."""
@@ -122,13 +139,11 @@ class Desk:
             )
         return NotFound(f"there is no such provider; known are: {', '.join(PROVIDER_NAMES)}")
 
-    def bucket(self, request: web.Request) -> str:
+    def bucket(self, request: Request) -> str:
         """What the visitor is counted under."""
         return self.buckets.of(request)
 
-    def observe(
-        self, request: web.Request, bucket: str, kind: Kind, provider: str, question: str
-    ) -> Observation:
+    def observe(self, request: Request, bucket: str, kind: Kind, provider: str, question: str) -> Observation:
         """Begin to watch one question."""
         bot = is_bot(request.headers.get(hdrs.USER_AGENT, ""))
         by_words = self.settings.kb.embedder == "none"
@@ -148,13 +163,7 @@ class Desk:
 
     def within(self, place: Place) -> Deadline:
         """The time that one answer may take."""
-        seconds = self.settings.proxy.answer_timeout_s
-        return place.within(
-            seconds,
-            UpstreamTimeout(
-                f"API proxy error: the answer took longer than {seconds:g} s (MOGINE_ANSWER_TIMEOUT)"
-            ),
-        )
+        return place.within(self.deadlines)
 
 
 DESK = web.AppKey("DESK", Desk)
@@ -165,6 +174,8 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     timezone = ZoneInfo(settings.analytics.timezone)
     prices = Prices(shipped_prices(), own_prices(app[SITE].prices))
+    site = SiteFile(settings.home / "site.toml", app[SITE])
+    app[STATE].on_hangup.append(lambda: renew_prices(prices, site))
     budget = open_budget(settings, timezone)
     remote = app.get(SHARED)
     limits = (
@@ -179,11 +190,12 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
-        budget.watching(),
+        open_fleet(settings, remote) as fleet,
+        budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
             settings,
-            SiteFile(settings.home / "site.toml", app[SITE]),
+            site,
             providers,
             knowledge,
             recorder,
@@ -192,10 +204,48 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             Visitors(settings.data_path, timezone),
             Sessions(),
             VendorSessions(),
+            remote if fleet is None else fleet,
             remote,
+            fleet,
             Buckets(settings.access.trusted_proxies),
+            Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )
         yield
+
+
+def renew_prices(prices: Prices, site: SiteFile) -> None:
+    """Take up `[prices]` of `site.toml`; a mistake there leaves the prices as they were."""
+    try:
+        prices.renew(own_prices(site.read_again().prices))
+    except SettingsError as error:
+        log.error("the prices stay as they were: %s", error.message)
+
+
+@asynccontextmanager
+async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterator[Fleet | None]":
+    """All proxies that use the Redis of the settings; None without one.
+
+    Raises SettingsError when the package for it is not installed.
+    """
+    if not settings.access.redis_url:
+        yield None
+        return
+    try:
+        fleet = importlib.import_module("mogine.serve.fleet")
+    except ImportError as error:
+        raise SettingsError(
+            "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
+        ) from error
+    home = home_id(settings.data_path)
+    async with fleet.joined(fleet.Fleet(settings.access.redis_url, settings.access, home, parent)) as joined:
+        yield joined
+
+
+def _took_too_long(settings: Settings) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"API proxy error: the answer took longer than {settings.proxy.answer_timeout_s:g} s"
+        " (MOGINE_ANSWER_TIMEOUT)"
+    )
 
 
 def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
@@ -205,7 +255,7 @@ def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
 
 
-def told(request: web.Request, error: Exception, seen: Observation) -> ErrorEnvelope:
+def told(request: Request, error: Exception, seen: Observation) -> ErrorEnvelope:
     """The envelope of an error inside an answer that has begun; what is our fault goes to the log."""
     seen.error = error
     if isinstance(error, MogineError):

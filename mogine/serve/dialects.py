@@ -3,13 +3,13 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from mogine.chat import ChatMessage, ChatRequest, ImagePart, Provider
 from mogine.errors import Forbidden, RequestError
 from mogine.serve.traces import trace_of
 from mogine.settings import ProxySettings
+from mogine.values import value
 
 MAX_MESSAGES = 40
 MAX_STOPS = 4
@@ -21,10 +21,13 @@ IMAGE_SIGNATURES = {
     "image/webp": (b"RIFF",),
 }
 
+# What an OpenAI-style body may say beside its messages, model and whether to stream.
+KNOBS = frozenset(("max_completion_tokens", "max_tokens", "stop", "stream_options", "temperature", "top_p"))
+
 Dialect = Literal["openai", "dashscope"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Asked:
     """What a visitor wants, and in which dialect the answer has to be."""
 
@@ -89,18 +92,26 @@ def max_body_bytes(limits: ProxySettings) -> int:
 def _openai(
     body: Mapping[str, Any], headers: Mapping[str, str], provider: Provider, limits: ProxySettings
 ) -> Asked:
+    turns = messages(body["messages"], limits)
+    model = allowed_model(body.get("model"), provider, limits)
+    stream, trace = _flag(body, "stream"), trace_of(headers)
+    if KNOBS.isdisjoint(body):  # as most bodies
+        plain = ChatRequest(
+            turns, provider.name, model, stream, max_tokens=limits.max_output_tokens, traceparent=trace
+        )
+        return Asked(plain, "openai")
     options = body.get("stream_options")
     stop = body.get("stop")
     request = ChatRequest(
-        messages=messages(body["messages"], limits),
+        messages=turns,
         provider=provider.name,
-        model=allowed_model(body.get("model"), provider, limits),
-        stream=_flag(body, "stream"),
+        model=model,
+        stream=stream,
         temperature=_number(body, "temperature", 2.0),
         top_p=_number(body, "top_p", 1.0),
         stop=_stops([stop] if isinstance(stop, str) else stop),
         max_tokens=_max_tokens(body, limits),
-        traceparent=trace_of(headers),
+        traceparent=trace,
     )
     include_usage = isinstance(options, dict) and options.get("include_usage") is True
     return Asked(request, "openai", include_usage=include_usage)

@@ -20,15 +20,16 @@ from aiohttp import hdrs, web
 
 from mogine.errors import MogineError, NotFound, RequestError, Unavailable, UpstreamError
 from mogine.kb.embedders import Embedder, clean, open_embedder
-from mogine.kb.generations import Generations
+from mogine.kb.generations import Generations, Kept
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
 from mogine.kb.manifest import Generation, check_files
 from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument, document_id
 from mogine.kb.texts import MAX_READERS
 from mogine.serve.access import Access
-from mogine.serve.app import Route, base_app, json_response
+from mogine.serve.app import Route, base_app, json_response, read_json
 from mogine.serve.clerks import Clerks
 from mogine.serve.keys import SETTINGS, SITE
+from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.receive import received, sweep
 from mogine.serve.site import SiteFile
 from mogine.settings import Settings
@@ -408,6 +409,37 @@ def _document(document: StoredDocument) -> dict[str, Any]:
     }
 
 
+async def list_generations(request: web.Request) -> web.Response:
+    """GET /api/kb/generations: those that are kept, the newest first."""
+    listed = await asyncio.to_thread(Generations(request.app[SETTINGS].kb_path).listed)
+    return json_response({"generations": [_kept(kept) for kept in listed]})
+
+
+async def roll_back(request: web.Request) -> web.Response:
+    """POST /api/kb/rollback: `{"generation"?}` serves again, by default the one before the current."""
+    name = (await read_json(request)).get("generation")
+    if not (name is None or (isinstance(name, str) and name)):
+        raise RequestError('"generation" must be the name of one that is kept', param="generation")
+    generation = await asyncio.to_thread(Generations(request.app[SETTINGS].kb_path).rollback, name)
+    await request.app[SHELF].look()
+    return json_response({"generation": generation.name})
+
+
+def _kept(kept: Kept) -> dict[str, Any]:
+    manifest = kept.generation.manifest if kept.generation else None
+    return {
+        "name": kept.name,
+        "serves": kept.is_current,
+        "bytes": kept.bytes,
+        "created_at": manifest.created_at if manifest else None,
+        "documents": manifest.documents if manifest else None,
+        "passages": manifest.passages if manifest else None,
+        "embedder": manifest.embedder if manifest else None,
+        # What is wrong with it names a path.
+        "problem": DAMAGED if kept.problem else None,
+    }
+
+
 async def health(request: web.Request) -> web.Response:
     """GET /api/kb/health"""
     shelf = request.app[SHELF]
@@ -434,5 +466,8 @@ ROUTES = (
     Route("POST", "/api/documents", upload, Access.ADMIN),
     Route("GET", "/api/documents/{id}", document, Access.ADMIN),
     Route("DELETE", "/api/documents/{id}", remove, Access.ADMIN),
+    Route("GET", "/api/kb/generations", list_generations, Access.ADMIN),
+    Route("POST", "/api/kb/rollback", roll_back, Access.ADMIN),
     Route("GET", "/api/kb/health", health, Access.PUBLIC),
+    OPENAPI_ROUTE,
 )

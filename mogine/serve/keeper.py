@@ -35,6 +35,8 @@ class Keeper:
                 return self._admit(worker, int(message["ticket"]), str(message["visitor"]))
             case "leave":
                 self._leave(self._places.get(worker, {}).pop(int(message["ticket"]), None))
+            case "refund":
+                self._limits.refund(str(message["visitor"]))
             case "open_session":
                 id, turns = self._sessions.open(message["id"], message["visitor"])
                 return {"id": id, "messages": [(turn.role, turn.text) for turn in turns]}

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +24,32 @@ class TooOften(RateLimited):
     def __init__(self, message: str, *, retry_after_s: float, repeated: bool) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.repeated = repeated
+
+
+def overloaded() -> Unavailable:
+    """As many answers are open as there may be in all."""
+    return Unavailable(
+        "too many answers are being given right now; ask again in a moment", retry_after_s=OVERLOADED_RETRY_S
+    )
+
+
+def too_many_streams(allowed: int) -> RateLimited:
+    """As many answers of one visitor are open as there may be."""
+    return RateLimited(
+        f"{allowed} of your answers are still running; wait for one to end",
+        reason="too_many_streams",
+        retry_after_s=BUSY_RETRY_S,
+    )
+
+
+def too_often(whose: str, rates: Sequence[RateLimit], wait_s: float, *, repeated: bool) -> TooOften:
+    """More questions of `whose` ("you", "all visitors") than `rates` allow."""
+    allowed = " and ".join(map(str, rates))
+    return TooOften(
+        f"too many questions from {whose}: {allowed} are allowed; wait {max(1, round(wait_s))} s",
+        retry_after_s=wait_s,
+        repeated=repeated,
+    )
 
 
 class Window:
@@ -64,6 +90,11 @@ class Window:
         if len(self._taken) > self._max_keys:
             forgotten, _ = self._taken.popitem(last=False)
             self._refused_at.pop(forgotten, None)
+
+    def give_back(self, key: str) -> None:
+        """Forget the last taking of `key`: it came to nothing."""
+        if times := self._taken.get(key):
+            times.pop()
 
     def refuse(self, key: str, now: float) -> bool:
         """Note a refusal; whether there was one in the minute before."""
@@ -116,31 +147,24 @@ class Limits:
         if self._state.draining:
             raise Unavailable("the server is stopping; ask again in a moment", reason="shutting_down")
         if len(self._state.running) >= self._access.max_streams:
-            raise Unavailable(
-                "too many answers are being given right now; ask again in a moment",
-                retry_after_s=OVERLOADED_RETRY_S,
-            )
+            raise overloaded()
         if self._open.get(visitor, 0) >= self._access.max_streams_per_visitor:
-            raise RateLimited(
-                f"{self._access.max_streams_per_visitor} of your answers are still running; "
-                "wait for one to end",
-                reason="too_many_streams",
-                retry_after_s=BUSY_RETRY_S,
-            )
+            raise too_many_streams(self._access.max_streams_per_visitor)
         now = self._clock()
         for window, key, whose in ((self._visitors, visitor, "you"), (self._site, "", "all visitors")):
             if wait := window.wait_s(key, now):
-                rates = " and ".join(
-                    map(str, self._access.rate_limit if key else self._access.site_rate_limit)
-                )
-                raise TooOften(
-                    f"too many questions from {whose}: {rates} are allowed; wait {max(1, round(wait))} s",
-                    retry_after_s=wait,
-                    repeated=self._visitors.refuse(visitor, now),
-                )
+                rates = self._access.rate_limit if key else self._access.site_rate_limit
+                raise too_often(whose, rates, wait, repeated=self._visitors.refuse(visitor, now))
         self._visitors.take(visitor, now)
         self._site.take("", now)
         return Place(self, visitor)
+
+    def refund(self, visitor: str) -> bool:
+        """The question for which `open` gave the last place was refused elsewhere and takes nothing from the
+        rates; whether that was so in the minute before, too."""
+        self._visitors.give_back(visitor)
+        self._site.give_back("")
+        return self._visitors.refuse(visitor, self._clock())
 
     def enter(self, place: "Place") -> None:
         """Count `place` as open."""
@@ -157,16 +181,49 @@ class Limits:
             self._open.pop(place.visitor, None)
 
 
+class Deadlines:
+    """Ends the answers that take longer than `seconds`: one timer for all of them, since they are due in the
+    order in which they began. `error` makes what they end with."""
+
+    def __init__(self, seconds: float, error: Callable[[], MogineError]) -> None:
+        self._seconds = seconds
+        self._error = error
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[Deadline, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, deadline: "Deadline") -> None:
+        """From now on it counts."""
+        due = self._due[deadline] = self._loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._ring)
+
+    def end(self, deadline: "Deadline") -> None:
+        """It is over, in time."""
+        self._due.pop(deadline, None)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for deadline, due in tuple(self._due.items()):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._ring)
+                break
+            del self._due[deadline]
+            deadline.end(self._error())
+
+
 class Place:
     """One open answer: counted while `with` holds, and ended from outside by `stop`."""
 
-    __slots__ = ("_limits", "deadline", "ticket", "visitor")
+    __slots__ = ("_limits", "after", "deadline", "ticket", "visitor")
 
     def __init__(self, limits: Limits, visitor: str) -> None:
         self._limits = limits
         self.visitor = visitor
         self.deadline: Deadline | None = None
         self.ticket = 0  # by which the parent of several workers knows it
+        self.after: Callable[[], None] | None = None  # called when it has been left
 
     def __enter__(self) -> Self:
         self._limits.enter(self)
@@ -174,10 +231,16 @@ class Place:
 
     def __exit__(self, *exc: object) -> None:
         self._limits.leave(self)
+        if self.after is not None:
+            self.after()
 
-    def within(self, seconds: float, error: MogineError) -> "Deadline":
-        """A context that ends with `error` after `seconds`, or with the error that `stop` gives."""
-        self.deadline = Deadline(seconds, error)
+    def refund(self) -> bool:
+        """`Limits.refund`."""
+        return self._limits.refund(self.visitor)
+
+    def within(self, deadlines: Deadlines) -> "Deadline":
+        """A context that ends when `deadlines` say so, or with the error that `stop` gives."""
+        self.deadline = Deadline(deadlines)
         return self.deadline
 
     def stop(self, error: MogineError) -> None:
@@ -189,37 +252,33 @@ class Place:
 class Deadline:
     """Ends the block that it surrounds, at a time limit or when told to, by raising its error there.
 
-    What asyncio.timeout does, at a third of its price, and with an error that can change.
+    What asyncio.timeout does, at a small part of its price, and with an error of choice.
     """
 
-    __slots__ = ("_cancelling", "_ended", "_error", "_seconds", "_task", "_timer")
+    __slots__ = ("_cancelling", "_deadlines", "_error", "_task")
 
-    def __init__(self, seconds: float, error: MogineError) -> None:
-        self._seconds = seconds
-        self._error = error
-        self._ended = False
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._error: MogineError | None = None  # set once it has ended
         self._cancelling = 0
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
         if self._task is None:
             raise RuntimeError("a deadline works inside of a task")
         self._cancelling = self._task.cancelling()
-        self._timer = loop.call_later(self._seconds, self._ring)
+        self._deadlines.begin(self)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.end(self)
         # Someone else may have cancelled the task, too: then that counts.
         if (
-            self._ended
+            self._error is not None
             and task is not None
             and task.uncancel() <= self._cancelling
             and kind is not None
@@ -229,11 +288,6 @@ class Deadline:
 
     def end(self, error: MogineError) -> None:
         """Raise `error` in the block now; too late is no harm."""
-        if not self._ended:
+        if self._task is not None and self._error is None:
             self._error = error
-            self._ring()
-
-    def _ring(self) -> None:
-        if self._task is not None and not self._ended:
-            self._ended = True
             self._task.cancel()

@@ -10,22 +10,23 @@ from aiohttp import web
 
 from mogine.analytics.records import Kind
 from mogine.answer import cite, find
-from mogine.chat import ChatEvent, ChatMessage, Chunk, Citations, Provider, Usage
+from mogine.chat import ChatEvent, ChatMessage, Chunk, Citations, Delta, Provider, Usage
 from mogine.errors import ErrorEnvelope, MogineError, RequestError, UpstreamError, UpstreamUnavailable
 from mogine.providers.compatible import OpenAIEncoder
 from mogine.providers.dashscope import DashScopeEncoder
 from mogine.providers.vendor import VendorProvider
 from mogine.serve import sse
-from mogine.serve.app import ReadyJson, json_response, read_json
+from mogine.serve.app import json_bytes, json_response, read_json
 from mogine.serve.desk import DESK, Desk, told
 from mogine.serve.dialects import Asked, Dialect, max_body_bytes, parse
 from mogine.serve.middlewares import error_body
 from mogine.serve.observe import Observation, recorded
+from mogine.serve.requests import Request
 
 log = logging.getLogger(__name__)
 
 
-async def llm(request: web.Request) -> web.StreamResponse:
+async def llm(request: Request) -> web.StreamResponse:
     """The handler."""
     desk = request.app[DESK]
     provider = desk.provider(request.match_info["provider"])
@@ -35,7 +36,7 @@ async def llm(request: web.Request) -> web.StreamResponse:
 
 
 async def relay(
-    request: web.Request, kind: Kind, providers: Sequence[Provider], asked: Asked
+    request: Request, kind: Kind, providers: Sequence[Provider], asked: Asked
 ) -> web.StreamResponse:
     """Give the answer of the first of `providers`, or of the next where one fails before its first word.
 
@@ -60,7 +61,7 @@ async def relay(
                 stall_s=limits.reader_timeout_s,
             )
         else:
-            async with desk.within(place):
+            with desk.within(place):
                 response = await turns.whole(request)
         if seen.finish is not None and seen.finish.session_id:
             desk.note_vendor_session(seen.finish.session_id, bucket)
@@ -94,7 +95,7 @@ class _Turns:
                 self._failed(provider, error)
         raise self._error or UpstreamUnavailable("there is no provider to answer")
 
-    async def whole(self, request: web.Request) -> web.StreamResponse:
+    async def whole(self, request: Request) -> web.StreamResponse:
         """The answer in one piece."""
         for provider in self._providers:
             try:
@@ -155,7 +156,7 @@ class _Relay:
         if encoder is not None and request.citations:
             await self._take_now(Chunk(events=(Citations(request.citations),)))
         if isinstance(self._provider, VendorProvider):
-            await self._provider.push(request, self._take)
+            await self._provider.push(request, self)
         else:
             async with aclosing(self._provider.stream(request)) as chunks:
                 async for chunk in chunks:
@@ -164,10 +165,20 @@ class _Relay:
             await wait
 
     async def _take_now(self, chunk: Chunk) -> None:
-        if (wait := self._take((chunk,))) is not None:
+        if (wait := self.take((chunk,))) is not None:
             await wait
 
-    def _take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
+    def take_text(self, raw: bytes, text: str) -> Awaitable[None] | None:
+        """See `mogine.providers.vendor.Taker`."""
+        self._seen.say(text)
+        self.begun = True
+        push = self._push
+        if push is None:
+            return None
+        return push(raw if self._encoder is None else self._encoder.chunk(Delta(text)))
+
+    def take(self, chunks: Sequence[Chunk]) -> Awaitable[None] | None:
+        """See `mogine.providers.vendor.Taker`."""
         frames: list[bytes] = []
         see = self._seen.see
         for chunk in chunks:
@@ -185,9 +196,7 @@ class _Relay:
         return self._push(data)
 
 
-async def _whole(
-    request: web.Request, provider: Provider, asked: Asked, seen: Observation
-) -> web.StreamResponse:
+async def _whole(request: Request, provider: Provider, asked: Asked, seen: Observation) -> web.StreamResponse:
     events: list[ChatEvent] = []
     if asked.request.citations:
         events.append(Citations(asked.request.citations))
@@ -204,7 +213,7 @@ async def _whole(
     for event in events:
         seen.see(event)
     if provider.dialect == asked.dialect:
-        return ReadyJson.of(request, raw)
+        return json_bytes(request, raw)
     return json_response(_encoder(asked, seen).whole(events))
 
 

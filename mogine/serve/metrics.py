@@ -52,13 +52,14 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "mogine_spent_today_cny": ("Spent today, as far as a budget is watched", ()),
     "mogine_spent_month_cny": ("Spent this month, as far as a budget is watched", ()),
     "mogine_workers": ("Processes that share the port", ()),
+    "mogine_redis_away": ("1 while limits are not shared though they should be", ()),
 }
 # Of these every worker has its own view of one and the same thing; all others are added up.
 SHARED = frozenset(
     {
         *("mogine_breaker_open", "mogine_keys", "mogine_keys_resting", "mogine_rows_spooled"),
         *("mogine_budget_used_ratio", "mogine_spent_today_cny", "mogine_spent_month_cny", "mogine_workers"),
-        *("mogine_visitors_tracked", "mogine_worker_restarts"),
+        *("mogine_visitors_tracked", "mogine_worker_restarts", "mogine_redis_away"),
     }
 )
 HISTOGRAMS: Mapping[str, tuple[str, tuple[float, ...]]] = {

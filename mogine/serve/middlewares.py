@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -24,9 +24,11 @@ from mogine.errors import (
     UpstreamRefused,
 )
 from mogine.serve.access import Access, Gate
+from mogine.serve.heads import COMMON_HEADERS
 from mogine.serve.keys import NOTE, REQUEST_ID
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import Meters
+from mogine.serve.requests import Request, ShortRequest
 from mogine.serve.traces import trace_id, trace_of
 
 log = logging.getLogger(__name__)
@@ -34,13 +36,13 @@ log = logging.getLogger(__name__)
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 CORS_HEADERS = "Content-Type, Authorization, Last-Event-ID"
 CORS_EXPOSED = "X-Request-Id, Retry-After"
+PREFLIGHT_HEADERS = {
+    hdrs.ACCESS_CONTROL_ALLOW_METHODS: CORS_METHODS,
+    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: CORS_HEADERS,
+    hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+}
 DEFAULT_RETRY_AFTER_S = 5
 IDS_AT_ONCE = 64
-COMMON_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    hdrs.SERVER: "mogine",
-}
 PATIENCE_S = 60.0  # who has to wait longer had better tell a person than ask again
 OPENAI_PATHS = "/v1/"
 
@@ -62,105 +64,122 @@ class RequestIds:
         return f"{time.time_ns() // 1_000_000:012x}{self._drawn.pop()}"
 
 
-def frame(lines: RequestLog, gate: Gate, levels: Mapping[object, Access], meters: Meters) -> Middleware:
-    """The one middleware of a server: id, log, errors, access, in this order.
+class Frame:
+    """What surrounds every request of a server: id, log, errors, access, in this order.
 
-    One function instead of four keeps the cost of a request low; `levels` maps each route's
-    handler to who may call it.
+    One function instead of four middlewares keeps the cost of a request low.
     """
 
-    ids = RequestIds()
+    def __init__(self, lines: RequestLog, gate: Gate, meters: Meters) -> None:
+        self._lines = lines
+        self._gate = gate
+        self._meters = meters
+        self._ids = RequestIds()
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[REQUEST_ID] = ids.new()
+    def middleware(self, levels: Mapping[object, Access]) -> Middleware:
+        """For requests that aiohttp has read; `levels` maps each route's handler to who may call it."""
+
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            found = request.match_info
+            resource = found.route.resource  # as it was declared, so that there are never more than we have
+            route = "" if resource is None else resource.canonical
+            return await self.answer(request, handler, levels.get(found.handler), route)
+
+        return middleware
+
+    async def answer(
+        self,
+        request: Request,
+        handler: Callable[[Any], Awaitable[web.StreamResponse]],
+        level: Access | None,
+        route: str,
+    ) -> web.StreamResponse:
+        """The answer of `handler`, or the error in its place; only a visitor's leaving is raised."""
+        request_id = request[REQUEST_ID] = self._ids.new()
         request[NOTE] = ""
         started = time.perf_counter()
-        status, error_reason = 499, ""
+        status, reason = 499, ""
         try:
-            response = await _admit(request, handler, gate, levels)
+            response = self._admit(request, level) or await handler(request)
             status = response.status
             return response
         except asyncio.CancelledError:
-            error_reason = "client_left"
+            reason = "client_left"
             raise
         except ConnectionResetError:
             # aiohttp raises it for a write to a visitor who has left; there is nobody to answer.
-            error_reason = "client_left"
+            reason = "client_left"
             raise
         except Exception as error:
-            told = translate(error, request)
+            told = translate(error)
             response = error_response(told, request_id, openai=request.path.startswith(OPENAI_PATHS))
             status = response.status
-            error_reason = told.reason if isinstance(told, MogineError) else type(told).__name__
+            reason = told.reason if isinstance(told, MogineError) else type(told).__name__
             if not isinstance(told, MogineError):
                 log.exception("request %s failed", request_id)
             return response
         finally:
-            error_reason = error_reason or request[NOTE]
             duration_ms = (time.perf_counter() - started) * 1000
-            meters.request(request.method, route_of(request), status)
-            trace = trace_id(trace_of(request.headers))
-            lines.note(request.method, request.path, status, duration_ms, request_id, error_reason, trace)
+            self._meters.request(request.method, route, status)
+            trace = trace_of(request.headers)
+            self._lines.note(
+                request.method,
+                request.path,
+                status,
+                duration_ms,
+                request_id,
+                reason or request[NOTE],
+                trace_id(trace) if trace else "",
+            )
 
-    return middleware
+    def _admit(self, request: Request, level: Access | None) -> web.Response | None:
+        """Lets the request in (None), answers a preflight, or raises."""
+        gate = self._gate
+        gate.check_host(request)
+        if isinstance(request, ShortRequest):  # a visitor's POST, see `Route.short`
+            gate.check_origin(request)
+            return None
+        method = request.method
+        if method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            gate.check_origin(request)
+            return web.Response(status=204, headers=PREFLIGHT_HEADERS)
+        if level is Access.ADMIN:
+            gate.check_admin(request)
+        elif level is Access.LOCAL:
+            gate.check_local(request)
+        elif level is Access.VISITOR and method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            gate.check_origin(request)
+        return None
 
+    async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Headers that every response bears, streams and errors included.
 
-def route_of(request: web.Request) -> str:
-    """The route as it was declared, so that there are never more of them than we have; "" for none."""
-    resource = request.match_info.route.resource
-    return "" if resource is None else resource.canonical
-
-
-async def _admit(
-    request: web.Request, handler: Handler, gate: Gate, levels: Mapping[object, Access]
-) -> web.StreamResponse:
-    gate.check_host(request)
-    if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-        return _preflight(request, gate)
-    level = levels.get(request.match_info.handler)
-    if level is Access.ADMIN:
-        gate.check_admin(request)
-    elif level is Access.LOCAL:
-        gate.check_local(request)
-    elif level is Access.VISITOR and request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-        gate.check_origin(request)
-    return await handler(request)
-
-
-def _preflight(request: web.Request, gate: Gate) -> web.Response:
-    gate.check_origin(request)
-    return web.Response(
-        status=204,
-        headers={
-            hdrs.ACCESS_CONTROL_ALLOW_METHODS: CORS_METHODS,
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: CORS_HEADERS,
-            hdrs.ACCESS_CONTROL_MAX_AGE: "600",
-        },
-    )
-
-
-def prepare_headers(gate: Gate) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Headers that every response bears, streams and errors included.
-
-    Set in aiohttp's `on_response_prepare`: a middleware is too late for a stream.
-    """
-
-    ids = RequestIds()
-
-    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
+        Set in aiohttp's `on_response_prepare`: a middleware is too late for a stream.
+        """
         headers = response.headers
-        headers["X-Request-Id"] = request.get(REQUEST_ID) or ids.new()
+        headers["X-Request-Id"] = request.get(REQUEST_ID) or self._ids.new()
         for header, value in COMMON_HEADERS.items():
             headers[header] = value
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None:
-            headers.add(hdrs.VARY, "Origin")
-            if gate.allows_origin(origin, request):
-                headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-                headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = CORS_EXPOSED
+        for header, value in self._cors(request):
+            headers.add(header, value)
 
-    return on_prepare
+    def cors_lines(self, request: Request) -> bytes:
+        """What the head of a response has for a browser page, for who writes heads without aiohttp."""
+        pairs = self._cors(request)
+        return "".join(f"{name}: {value}\r\n" for name, value in pairs).encode("ascii") if pairs else b""
+
+    def _cors(self, request: Request) -> Sequence[tuple[str, str]]:
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return ()
+        if not origin.isascii() or not self._gate.allows_origin(origin, request):
+            return ((hdrs.VARY, "Origin"),)
+        return (
+            (hdrs.VARY, "Origin"),
+            (hdrs.ACCESS_CONTROL_ALLOW_ORIGIN, origin),
+            (hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, CORS_EXPOSED),
+        )
 
 
 def error_response(error: BaseException, request_id: str, *, openai: bool = False) -> web.Response:
@@ -209,7 +228,7 @@ def retry_after_s(error: MogineError) -> int | None:
     return max(1, min(120, math.ceil(error.retry_after_s)))
 
 
-def translate(error: Exception, request: web.Request) -> Exception:
+def translate(error: Exception) -> Exception:
     """aiohttp's own errors as ours; anything else stays what it is."""
     match error:
         case web.HTTPMethodNotAllowed():

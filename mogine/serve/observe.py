@@ -17,6 +17,7 @@ from mogine.serve.visitors import utc_now
 
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
 SURE_SCORE = 0.3
+MAX_PIECES = 256  # a piece of two letters takes as much memory as fifty of them
 SURE_SCORE_BY_WORDS = 0.2
 REGRET_CHARS = 400
 IMAGE_TOKENS = 1_000  # about what vision models read of one picture
@@ -72,13 +73,20 @@ class Observation:
         """From here on `provider` is asked, and what it reads and says may cost money."""
         self.request, self.provider, self.model = request, provider, request.model
 
+    def say(self, text: str) -> None:
+        """A piece of the answer passes."""
+        texts = self._texts
+        texts.append(text)
+        if len(texts) >= MAX_PIECES:
+            self._texts = ["".join(texts)]
+        if self.first_token_ms is None:
+            self.first_token_ms = self._elapsed_ms()
+
     def see(self, event: AnswerEvent) -> None:
         """Look at one event as it passes."""
         kind = type(event)
         if kind is Delta:
-            self._texts.append(event.text)  # type: ignore[union-attr]
-            if self.first_token_ms is None:
-                self.first_token_ms = self._elapsed_ms()
+            self.say(event.text)  # type: ignore[union-attr]
         elif kind is Reasoning:
             self._reasoning_tokens += estimate_tokens(event.text)  # type: ignore[union-attr]
             if self.first_token_ms is None:

@@ -45,14 +45,9 @@ class Price:
 
     def cost_cny(self, usage: Usage) -> float:
         """What `usage` costs."""
-        tier = next(
-            (
-                t
-                for t in self.tiers
-                if usage.prompt_tokens <= t.up_to_input and usage.completion_tokens <= t.up_to_output
-            ),
-            self.tiers[-1],
-        )
+        for tier in self.tiers:
+            if usage.prompt_tokens <= tier.up_to_input and usage.completion_tokens <= tier.up_to_output:
+                break
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         total = (
             (usage.prompt_tokens - cached) * tier.input
@@ -68,6 +63,11 @@ class Prices:
     def __init__(self, shipped: Sequence[Price], own: Sequence[Price] = ()) -> None:
         self._tables = (tuple(own), tuple(shipped))
         self._known: dict[tuple[str, str, date], Price | None] = {}
+
+    def renew(self, own: Sequence[Price]) -> None:
+        """From now on these are the owner's entries."""
+        self._tables = (tuple(own), self._tables[1])
+        self._known.clear()
 
     def find(self, provider: str, model: str, day: date) -> Price | None:
         """The entry for a model on a day; None when nothing is known."""

@@ -6,38 +6,61 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mogine.serve import chat, feedback, llm, v1
+from mogine.serve import chat, feedback, llm, pages, plain, v1
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app
-from mogine.serve.assets import asset_routes, redirect
+from mogine.serve.assets import Library, asset_route, page_routes, redirect
 from mogine.serve.desk import DESK, open_desk
 from mogine.serve.keys import METERS, STATE
 from mogine.serve.metrics import Snapshot
+from mogine.serve.openapi import OPENAPI_ROUTE
+from mogine.serve.probe import PROBE_ROUTES, add_probes
+from mogine.serve.replay import keeping
 from mogine.serve.shared import REPORT_S
-from mogine.settings import Settings
+from mogine.settings import PROVIDER_NAMES, Settings
 
 BREAKER = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
+LLM_PATHS = {f"/api/llm/{name}": {"provider": name} for name in PROVIDER_NAMES}
 ROUTES = (
-    Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR),
-    Route(hdrs.METH_POST, "/v1/chat/completions", v1.completions, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/llm/{provider}", llm.llm, Access.VISITOR, short=LLM_PATHS),
+    Route(
+        hdrs.METH_POST,
+        "/v1/chat/completions",
+        v1.completions,
+        Access.VISITOR,
+        short={"/v1/chat/completions": {}},
+    ),
     Route(hdrs.METH_GET, "/v1/models", v1.models, Access.VISITOR),
     Route(hdrs.METH_GET, "/v1/models/{id:.+}", v1.model, Access.VISITOR),
-    Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/chat", chat.chat, Access.VISITOR, short={"/api/chat": {}}),
+    Route(hdrs.METH_POST, "/api/chat/resume", chat.resume, Access.VISITOR),
+    Route(hdrs.METH_POST, "/api/chat/stop", chat.stop, Access.VISITOR),
     Route(hdrs.METH_POST, "/api/feedback", feedback.feedback, Access.VISITOR),
-    Route(hdrs.METH_GET, "/api/chat/config", chat.config, Access.PUBLIC),
+    Route(hdrs.METH_GET, "/api/chat/config", pages.config, Access.PUBLIC),
+    Route(hdrs.METH_GET, "/api/chat/handoff.picture", pages.picture, Access.PUBLIC),
+    Route(hdrs.METH_GET, "/widget.js", pages.widget, Access.PUBLIC),
+    Route(hdrs.METH_POST, "/chat/", plain.ask, Access.VISITOR),
     Route(hdrs.METH_GET, "/", redirect("chat/"), Access.PUBLIC),
 )
 
 
 def create_app(settings: Settings) -> web.Application:
     """The server of contract section 3."""
+    library = Library()
     origins = settings.access.allowed_origins
-    pages = asset_routes(("chat", "shared"), ancestors=origins)
-    app = base_app(
-        settings, "proxy", (*ROUTES, *pages), ready=_problems, details=_details, snapshot=_snapshot
+    routes = (
+        *ROUTES,
+        *page_routes(library, "chat", ancestors=("'self'", *origins), forms="'self'"),
+        asset_route(library),
+        *PROBE_ROUTES,
+        OPENAPI_ROUTE,
     )
-    app.cleanup_ctx.extend((open_desk, _reporting))
+    app = base_app(settings, "proxy", routes, ready=_problems, details=_details, snapshot=_snapshot)
+    add_probes(app)
+    app[pages.LIBRARY] = library
+    app[pages.WIDGETS] = {}
+    app.cleanup_ctx.extend((open_desk, keeping(settings.proxy.resume_grace_s), _reporting))
     return app
 
 
@@ -49,27 +72,34 @@ def _problems(app: web.Application) -> Mapping[str, str]:
 
 def _details(app: web.Application) -> Mapping[str, Any]:
     """How the vendors are doing; a proxy without them still quotes passages, so it is ready."""
+    desk = app[DESK]
+    redis = (
+        {}
+        if desk.fleet is None
+        else {"redis": f"away ({desk.fleet.trouble})" if desk.fleet.trouble else "ok"}
+    )
     return {
+        **redis,
         "providers": {
             vendor.name: {
                 "breaker": vendor.care.breaker.state,
                 "keys": len(vendor.care.keys.all),
                 "keys_resting": vendor.care.keys.resting,
             }
-            for vendor in app[DESK].providers.vendors
-        }
+            for vendor in desk.providers.vendors
+        },
     }
 
 
 async def _snapshot(app: web.Application) -> Snapshot:
     """All numbers of this server, of all its processes."""
-    remote = app[DESK].shared
+    remote = app[DESK].parent
     return _own_snapshot(app) if remote is None else await remote.metrics(_own_snapshot(app))
 
 
 async def _reporting(app: web.Application) -> AsyncIterator[None]:
     """A cleanup context: as one of several workers, tell the parent what was counted, also at the end."""
-    remote = app[DESK].shared
+    remote = app[DESK].parent
     if remote is None:
         yield
         return
@@ -105,6 +135,8 @@ def _own_snapshot(app: web.Application) -> Snapshot:
     found.add("mogine_rows_dropped", (), record.dropped)
     found.add("mogine_rows_waiting", (), record.waiting)
     found.add("mogine_rows_spooled", (), record.spooled)
+    if desk.fleet is not None:
+        found.add("mogine_redis_away", (), float(bool(desk.fleet.trouble)))
     budget = desk.books.budget
     found.add("mogine_budget_used_ratio", (), budget.share)
     found.add("mogine_spent_today_cny", (), budget.today_cny)

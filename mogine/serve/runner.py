@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,24 @@ from dataclasses import dataclass, field, replace
 from aiohttp import web
 
 from mogine.errors import SettingsError, Unavailable
-from mogine.serve.keys import STATE
+from mogine.ports import holder
+from mogine.serve.app import SHORT_ROUTES
+from mogine.serve.dialects import max_body_bytes
+from mogine.serve.keys import SETTINGS, STATE
+from mogine.serve.lane import Lanes
+from mogine.serve.notify import Herald
 from mogine.serve.shared import SHARED, Remote
 from mogine.settings import Settings
 
 KEEP_ALIVE_S = 30.0  # also what a visitor has to send a request's head
 UNACKNOWLEDGED_MS = 60_000
 BACKLOG = 1024
+SEND_BUFFER_BYTES = 128 * 1024
 CLEANUP_S = 2.0
 MAX_LINE_BYTES = 32 * 1024  # a search of 2,000 characters stands in the address, with up to 12 bytes each
 POLL_S = 0.05
 GARBAGE_THRESHOLD = 20_000
+SWITCH_S = 0.0005  # how long a thread at work, such as the record's writer, may keep a token waiting
 
 log = logging.getLogger(__name__)
 
@@ -122,14 +130,15 @@ def run(
     *,
     announce: Callable[[Running], Awaitable[None]] | None = None,
     parent: int | None = None,
+    herald: Herald | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Returns when all is ended and written.
 
-    `announce` is called once all servers answer. Raises SettingsError when one cannot be started;
-    then none is left running. `parent` is the socket to the parent of several workers.
+    `announce` is called once all servers answer, and `herald` tells the supervisor. Raises SettingsError when
+    one cannot be started; then none is left running. `parent` is the socket to the parent of several workers.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, names, announce, parent))
+        runner.run(_serve(settings, names, announce, parent, herald or Herald()))
 
 
 async def _serve(
@@ -137,6 +146,7 @@ async def _serve(
     names: Sequence[str],
     announce: Callable[[Running], Awaitable[None]] | None,
     parent: int | None,
+    herald: Herald,
 ) -> None:
     stop = Stop()
     loop = asyncio.get_running_loop()
@@ -148,22 +158,50 @@ async def _serve(
             listening = asyncio.create_task(remote.listen(stop.signal))
             stack.callback(listening.cancel)
         running = await stack.enter_async_context(started(settings, names, remote))
-        loop.add_signal_handler(signal.SIGHUP, running.hang_up)
+        words = f"serving {', '.join(running.names)}"
+
+        def hang_up() -> None:
+            herald.reloading()
+            running.hang_up()
+            herald.ready(words)
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         if remote is not None:
             remote.tell(do="ready")
         if announce is not None:
             await announce(running)
-        spare_collector()
-        await stop.asked.wait()
-        await wind_down(running, stop)
+        spare_tokens()
+        herald.ready(words)
+        async with beating(herald):
+            await stop.asked.wait()
+            herald.stopping()
+            await wind_down(running, stop)
 
 
-def spare_collector() -> None:
+@asynccontextmanager
+async def beating(herald: Herald) -> AsyncIterator[None]:
+    """Tell the supervisor's watchdog that this loop turns, for as long as the context lasts."""
+
+    async def beat() -> None:
+        while True:
+            herald.alive()
+            await asyncio.sleep(herald.beat_s)
+
+    task = asyncio.create_task(beat()) if herald.beat_s else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+def spare_tokens() -> None:
     """Leave what lives as long as the process out of the search for garbage, and search less often: no token
-    moves while it goes through all that was imported."""
+    moves while it goes through all that was imported. Let threads hand over sooner, too."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
+    sys.setswitchinterval(SWITCH_S)
 
 
 async def wind_down(running: Running, stop: Stop) -> None:
@@ -229,9 +267,23 @@ async def _open(
     )
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
+    protocol: Callable[[], asyncio.Protocol] | None = runner.server
+    if protocol is None:
+        raise RuntimeError("a server that is set up takes connections")
+    if app[SHORT_ROUTES]:
+        lanes = Lanes(
+            app,
+            protocol,
+            max_body_bytes=max_body_bytes(app[SETTINGS].proxy),
+            keep_alive_s=KEEP_ALIVE_S,
+        )
+        stack.push_async_callback(lanes.shutdown, CLEANUP_S)
+        protocol = lanes
+    loop = asyncio.get_running_loop()
     for each in sockets:
         try:
-            await web.SockSite(runner, each, backlog=BACKLOG).start()
+            listener = await loop.create_server(protocol, sock=each, backlog=BACKLOG)
+            stack.callback(listener.close)
         except OSError as error:  # two runs may bind one port as long as neither listens
             host, port, *_ = each.getsockname()
             raise _no_port(error, host, port, server.port_setting) from error
@@ -258,6 +310,8 @@ def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[so
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Else the system takes up to 4 MiB of an answer from the vendor for a reader who has stopped.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # Who acknowledges nothing for a minute is gone; connections inherit this from their listener.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
@@ -273,9 +327,10 @@ def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[so
 
 def _no_port(error: OSError, host: str, port: int, setting: str) -> SettingsError:
     if error.errno == errno.EADDRINUSE:
+        by = holder(port)
+        whose = f"by {by}" if by else "(is mogine running already?)"
         return SettingsError(
-            f"port {port} on {host} is in use: stop what runs there (is mogine running already?) "
-            f"or set {setting} to a free port"
+            f"port {port} on {host} is in use {whose}: stop what runs there or set {setting} to a free port"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return SettingsError(f"port {port} may not be opened by this user: set {setting} to one above 1023")
@@ -312,6 +367,6 @@ class _OneLine(logging.Filter):
                 (),
             )
             record.exc_info = record.exc_text = None
-            if 400 <= getattr(error, "code", 500) < 500:
+            if isinstance(error, web.RequestPayloadError) or 400 <= getattr(error, "code", 500) < 500:
                 record.levelno, record.levelname = logging.INFO, "INFO"
         return True

@@ -8,7 +8,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
@@ -27,6 +27,13 @@ WITHOUT_LIMIT = (RateLimit(10**9, 1),)
 log = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
+
+
+class Admission(Protocol):
+    """Who must agree to an answer beside this process."""
+
+    async def admit(self, place: Place, visitor: str) -> None:
+        """Raises as `Limits.open` when there is no room for one more."""
 
 
 class Remote:
@@ -114,6 +121,10 @@ class SharedLimits(Limits):
         )
         super().__init__(unlimited, state)
         self._remote = remote
+
+    def refund(self, visitor: str) -> bool:
+        self._remote.tell(do="refund", visitor=visitor)
+        return super().refund(visitor)
 
     def leave(self, place: Place) -> None:
         super().leave(place)

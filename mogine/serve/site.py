@@ -33,13 +33,17 @@ class SiteFile:
         if self._looks >= MAX_LOOKS:
             return self._site
         self._looks += 1
-        mark = self._look()
-        if mark != self._mark:
-            self._mark = mark
-            try:
-                self._site = load_site(self._path)
-            except SettingsError as error:
-                log.error("%s", error.message)
+        if self._look() != self._mark:
+            self.read_again()
+        return self._site
+
+    def read_again(self) -> Site:
+        """The site as the file has it in this moment, changed or not."""
+        self._mark = self._look()
+        try:
+            self._site = load_site(self._path)
+        except SettingsError as error:
+            log.error("%s", error.message)
         return self._site
 
     def _look(self) -> tuple[int, int, int]:

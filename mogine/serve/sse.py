@@ -3,17 +3,21 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
+
+from mogine.serve.heads import filled, template
+from mogine.serve.requests import Request, ShortRequest
 
 HEADERS = {
     hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
     hdrs.CACHE_CONTROL: "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
+SHORT_HEAD = template({**HEADERS, hdrs.TRANSFER_ENCODING: "chunked"})
 Push = Callable[[bytes], Awaitable[None] | None]
 Source = Callable[[Push], Awaitable[None]]
 
@@ -35,22 +39,15 @@ class EventStream:
     """
 
     __slots__ = (
-        *("_begun", "_chunked", "_last", "_loop", "_opening", "_pending", "_ping", "_ping_s", "_progress_at"),
-        *("_request", "_stall_s", "_timer", "_transport", "_waiting", "_writing", "response"),
+        *("_begun", "_last", "_loop", "_ping", "_ping_s", "_progress_at", "_request", "_stall_s", "_timer"),
+        *("_waiting", "_writing"),
     )
 
-    def __init__(self, request: web.Request, *, ping_s: float, stall_s: float) -> None:
-        self.response = web.StreamResponse(headers=HEADERS)
+    def __init__(self, request: Request, *, ping_s: float, stall_s: float) -> None:
         self._request = request
         self._loop = asyncio.get_running_loop()
-        self._opening = asyncio.Lock()
         self._begun = False
         self._writing = False
-        self._chunked = (
-            request.version >= HttpVersion11
-        )  # for an older visitor the body ends with the connection
-        self._transport: asyncio.Transport | None = None  # once frames may be pushed
-        self._pending: list[bytes] = []
         self._ping: asyncio.Task[None] | None = None
         self._ping_s = ping_s
         self._stall_s = stall_s
@@ -63,55 +60,27 @@ class EventStream:
         """Whether the head is out, so that an error can only be told inside the stream."""
         return self._begun
 
-    async def write(self, frame: bytes) -> None:
-        """One or more whole frames; waits while the visitor reads slower than we write."""
-        if not self._begun:
-            await self._begin()
-        self._writing = True
-        try:
-            await self.response.write(frame)
-        finally:
-            self._writing = False
-        self._last = self._loop.time()
+    @property
+    def response(self) -> web.StreamResponse:
+        """What the handler returns."""
+        raise NotImplementedError
 
     def push(self, frames: bytes) -> Awaitable[None] | None:
         """Whole frames, written at once. Nothing more may be pushed while a returned awaitable is not done:
-        it sends the head with the first of them, and later waits for a slow reader.
+        it sends the head with the first of them, or waits for a slow reader.
 
         Raises ConnectionResetError when the visitor has left.
         """
-        transport = self._transport
-        if transport is None:
-            self._pending.append(frames)
-            return self._open()
-        if transport.is_closing():
-            raise ConnectionResetError("the visitor has left")
-        transport.write(b"%x\r\n%b\r\n" % (len(frames), frames) if self._chunked else frames)
-        self._last = self._loop.time()
-        return self._drain() if transport.get_write_buffer_size() > HIGH_WATER_BYTES else None
+        raise NotImplementedError
 
-    async def _open(self) -> None:
-        pending, self._pending = b"".join(self._pending), []
-        await self.write(pending)
-        # From here on frames go past aiohttp's writer, in the framing that it has announced.
-        self._transport = self._request.transport
-        if self._transport is None:
-            raise ConnectionResetError("the visitor has left")
-
-    async def _drain(self) -> None:
-        self._writing = True
-        try:
-            await self._request.writer.drain()
-        finally:
-            self._writing = False
+    async def write(self, frames: bytes) -> None:
+        """One or more whole frames; waits while the visitor reads slower than we write."""
+        if (wait := self.push(frames)) is not None:
+            await wait
 
     async def end(self, last_words: bytes = b"") -> None:
         """Finish the body, after `last_words` if there are any."""
-        if not self._begun:
-            await self._begin()
-        if last_words:
-            await self.response.write(last_words)
-        await self.response.write_eof()
+        raise NotImplementedError
 
     async def break_off(self, last_words: bytes) -> None:
         """Finish after an error; a visitor who does not even take the last words is disconnected."""
@@ -127,11 +96,15 @@ class EventStream:
         if self._ping is not None:
             self._ping.cancel()
 
-    async def _begin(self) -> None:
-        async with self._opening:
-            if not self._begun:
-                await self.response.prepare(self._request)
-                self._begun = True
+    async def _drain(self) -> None:
+        self._writing = True
+        try:
+            if isinstance(self._request, ShortRequest):
+                await self._request.connection.drain()
+            else:
+                await self._request.writer.drain()
+        finally:
+            self._writing = False
 
     def _pause(self, now: float) -> float:
         return max(0.005, min(self._last + self._ping_s - now, self._stall_s / 4))
@@ -155,19 +128,122 @@ class EventStream:
     async def _send_ping(self) -> None:
         # Who leaves right now is noticed by the server, which cancels the handler.
         with contextlib.suppress(ConnectionError):
-            await self._begin()
-            await self.response.write(PING)
+            await self.write(PING)
 
     def _drop(self) -> None:
         if self._request.transport is not None:
             self._request.transport.abort()
 
 
+class ShortStream(EventStream):
+    """To a visitor whose question came the short way: head and frames go straight to the transport."""
+
+    __slots__ = ("_short",)
+
+    def __init__(self, request: ShortRequest, *, ping_s: float, stall_s: float) -> None:
+        super().__init__(request, ping_s=ping_s, stall_s=stall_s)
+        self._short = request
+
+    @property
+    def response(self) -> web.StreamResponse:
+        return SENT
+
+    def push(self, frames: bytes) -> Awaitable[None] | None:
+        transport = self._short.connection.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the visitor has left")
+        if self._begun:
+            transport.write(b"%x\r\n%b\r\n" % (len(frames), frames))
+        else:
+            self._begun = True
+            transport.write(b"%b%x\r\n%b\r\n" % (filled(SHORT_HEAD, self._short), len(frames), frames))
+        self._last = self._loop.time()
+        return self._drain() if transport.get_write_buffer_size() > HIGH_WATER_BYTES else None
+
+    async def end(self, last_words: bytes = b"") -> None:
+        transport = self._short.connection.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the visitor has left")
+        head = b"" if self._begun else filled(SHORT_HEAD, self._short)
+        self._begun = True
+        words = b"%x\r\n%b\r\n" % (len(last_words), last_words) if last_words else b""
+        transport.write(b"%b%b0\r\n\r\n" % (head, words))
+        if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+            await self._drain()
+
+
+class LongStream(EventStream):
+    """To a visitor whose request aiohttp has read: the head, and the first frames, go through its writer."""
+
+    __slots__ = ("_chunked", "_long", "_opening", "_pending", "_response", "_transport")
+
+    def __init__(self, request: web.Request, *, ping_s: float, stall_s: float) -> None:
+        super().__init__(request, ping_s=ping_s, stall_s=stall_s)
+        self._long = request
+        self._response = web.StreamResponse(headers=HEADERS)
+        self._opening = asyncio.Lock()
+        self._chunked = (
+            request.version >= HttpVersion11
+        )  # for an older visitor the body ends with the connection
+        self._transport: asyncio.Transport | None = None  # once frames may be pushed
+        self._pending: list[bytes] = []
+
+    @property
+    def response(self) -> web.StreamResponse:
+        return self._response
+
+    def push(self, frames: bytes) -> Awaitable[None] | None:
+        transport = self._transport
+        if transport is None:
+            self._pending.append(frames)
+            return self._open()
+        if transport.is_closing():
+            raise ConnectionResetError("the visitor has left")
+        transport.write(b"%x\r\n%b\r\n" % (len(frames), frames) if self._chunked else frames)
+        self._last = self._loop.time()
+        return self._drain() if transport.get_write_buffer_size() > HIGH_WATER_BYTES else None
+
+    async def _open(self) -> None:
+        await self._begin()
+        pending, self._pending = b"".join(self._pending), []
+        if pending:
+            await self._response.write(pending)
+        self._last = self._loop.time()
+        # From here on frames go past aiohttp's writer, in the framing that it has announced.
+        self._transport = self._long.transport
+        if self._transport is None:
+            raise ConnectionResetError("the visitor has left")
+
+    async def end(self, last_words: bytes = b"") -> None:
+        await self._begin()
+        if last_words:
+            await self._response.write(last_words)
+        await self._response.write_eof()
+
+    async def _begin(self) -> None:
+        async with self._opening:
+            if not self._begun:
+                await self._response.prepare(self._long)
+                self._begun = True
+
+
+class Sent(web.StreamResponse):
+    """Stands for a response that has been written already; aiohttp never sees it."""
+
+    status = 200
+
+    def __init__(self) -> None:
+        """Nothing of aiohttp's is set up."""
+
+
+SENT = Sent()
+
+
 async def respond(
-    request: web.Request,
+    request: Request,
     frames: AsyncGenerator[bytes, None] | Source,
     *,
-    within: AbstractAsyncContextManager[object],
+    within: AbstractContextManager[object],
     last_words: Callable[[Exception], bytes],
     ping_s: float,
     stall_s: float,
@@ -179,10 +255,11 @@ async def respond(
     `within` surrounds the reading of frames and may end it with an error of its own (a time limit).
     When the visitor leaves, the handler is cancelled and so closes `frames` at once.
     """
-    stream = EventStream(request, ping_s=ping_s, stall_s=stall_s)
+    kind = ShortStream if isinstance(request, ShortRequest) else LongStream
+    stream: EventStream = kind(request, ping_s=ping_s, stall_s=stall_s)  # type: ignore[arg-type]
     try:
         try:
-            async with within:
+            with within:
                 if isinstance(frames, AsyncGenerator):
                     async with aclosing(frames):
                         async for frame in frames:

@@ -12,13 +12,14 @@ from mogine.serve.app import json_response, read_json
 from mogine.serve.desk import DESK, Desk
 from mogine.serve.dialects import max_body_bytes, parse
 from mogine.serve.llm import relay
+from mogine.serve.requests import Request
 from mogine.settings import PROVIDER_NAMES
 
 AUTO = "auto"
 STARTED_AT = int(time.time())  # of a model's age nothing is known; clients want a number
 
 
-async def completions(request: web.Request) -> web.StreamResponse:
+async def completions(request: Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`."""
     desk = request.app[DESK]
     limits = desk.settings.proxy

@@ -15,7 +15,8 @@ import orjson
 
 from mogine.errors import SettingsError
 from mogine.serve.keeper import Keeper
-from mogine.serve.runner import SERVERS, bind
+from mogine.serve.notify import Herald
+from mogine.serve.runner import SERVERS, beating, bind
 from mogine.serve.shared import MAX_LINE_BYTES
 from mogine.settings import Settings
 
@@ -23,6 +24,7 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 SETTLED_S = 60.0
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
+FOR_PARENT = frozenset(("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "NODE_CHANNEL_FD"))
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class Ended(Exception):
 
 
 class Supervisor:
-    """The parent. The proxy runs in `workers` processes, all other servers in one of their own."""
+    """The parent. The proxy runs in `workers` processes, all other servers in one of their own, or with
+    `apart` in one for each."""
 
     def __init__(
         self,
@@ -60,14 +63,19 @@ class Supervisor:
         workers: int,
         command: CommandLine,
         environ: Mapping[str, str],
+        *,
+        apart: bool = False,
     ) -> None:
         self._settings = settings
         others = tuple(name for name in names if name != "proxy")
-        self._duties = [*([others] if others else []), *([("proxy",)] * workers)]
+        grouped = [(name,) for name in others] if apart else [others] * bool(others)
+        self._duties: list[tuple[str, ...]] = [*grouped, *([("proxy",)] * (workers * ("proxy" in names)))]
+        self._herald = Herald.of(environ)
         self._names = tuple(names)
         self._workers = workers
         self._command = command
-        self._environ = environ
+        # What concerns the parent alone: a child would speak to the supervisor in its name.
+        self._environ = {name: value for name, value in environ.items() if name not in FOR_PARENT}
         self._keeper = Keeper(settings.access)
         self._numbers = count(1)
         self._running: set[Process] = set()
@@ -91,7 +99,9 @@ class Supervisor:
                 await asyncio.gather(*ready)
                 if announce is not None and not self._stopping.is_set():
                     await announce(Group(self._settings, self._names))
-                await asyncio.gather(*keeping)
+                self._herald.ready(f"serving {', '.join(self._names)} in {len(self._duties)} processes")
+                async with beating(self._herald):
+                    await asyncio.gather(*keeping)
             finally:
                 self._stopping.set()
                 self._pass_on(signal.SIGTERM)
@@ -182,6 +192,7 @@ class Supervisor:
 
     def _stop(self, number: signal.Signals) -> None:
         self._stopping.set()
+        self._herald.stopping()
         self._pass_on(number)
 
     def _pass_on(self, number: signal.Signals) -> None:
@@ -196,16 +207,17 @@ def run(
     workers: int,
     *,
     environ: Mapping[str, str],
+    apart: bool = False,
     command: CommandLine | None = None,
     announce: Callable[[Group], Awaitable[None]] | None = None,
 ) -> int:
     """Serve until a signal ends it; the exit code."""
-    if "proxy" not in names:
+    if workers > 1 and "proxy" not in names:
         raise SettingsError("--workers is for the proxy: `mogine serve proxy --workers N`, or `serve all`")
     line = command or _command_of(settings)
 
     async def serve() -> None:
-        await Supervisor(settings, names, workers, line, environ).run(announce)
+        await Supervisor(settings, names, workers, line, environ, apart=apart).run(announce)
 
     try:
         asyncio.run(serve())

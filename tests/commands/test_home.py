@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -187,3 +188,51 @@ def test_python_dash_m_is_the_same_program(tmp_path: Path) -> None:
         [sys.executable, "-m", "mogine", "version"], cwd=tmp_path, env=clean_environ(), capture_output=True
     )
     assert done.returncode == 0 and done.stdout.startswith(b"mogine ")
+
+
+def test_the_public_name_and_path_are_written_where_servers_read_them(mogine: Run, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    done = mogine("init", str(there), "--yes", "--domain", "www.example.com", "--prefix", "/x")
+    assert done.returncode == 0, done.stderr
+    settings = load_settings({}, there)
+    assert settings.access.allowed_hosts == ("www.example.com",)
+    assert settings.proxy.base_path == "/x/"
+    assert (there / ".env").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--domain", "a b"), ("--prefix", "no slash")])
+def test_a_name_or_path_that_is_none_makes_nothing(
+    mogine: Run, tmp_path: Path, flag: str, value: str
+) -> None:
+    done = mogine("init", str(tmp_path / "there"), "--yes", flag, value)
+    assert done.returncode == 2 and value in done.stderr
+    assert not (tmp_path / "there").exists()
+
+
+def test_on_a_terminal_two_questions_are_asked_and_may_stay_open(tmp_path: Path) -> None:
+    for place, (answers, hosts, path) in enumerate(
+        [("www.example.com\n/x/\n", ("www.example.com",), "/x/"), ("\n", (), "/")]
+    ):
+        there, (ours, theirs) = tmp_path / str(place), os.openpty()
+        command = [sys.executable, "-m", "mogine", "init", str(there)]
+        with subprocess.Popen(
+            command, env=clean_environ(), stdin=theirs, stderr=theirs, stdout=theirs
+        ) as process:
+            os.close(theirs)
+            os.write(ours, answers.encode())
+            assert process.wait(60) == 0
+        os.close(ours)
+        settings = load_settings({}, there)
+        assert (settings.access.allowed_hosts, settings.proxy.base_path) == (hosts, path)
+
+
+def test_the_demo_leaves_the_current_folder_alone(mogine: Run, tmp_path: Path) -> None:
+    """Whatever it needs lies in the cache folder; here it finds its ports taken and ends at once."""
+    here, cache = tmp_path / "here", tmp_path / "cache"
+    here.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        base = taken.getsockname()[1] - 39
+        done = mogine("demo", "--port-base", str(base), cwd=here, env={"XDG_CACHE_HOME": str(cache)})
+    assert done.returncode == 2 and "--port-base" in done.stderr
+    assert list(here.iterdir()) == []
+    assert (cache / "mogine/demo/.env").exists()

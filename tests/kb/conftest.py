@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mogine.kb.embedders import Vectors
+from mogine.kb.embedders import Embedder, Vectors
 from mogine.kb.generations import Generations
 from mogine.kb.passages import Document, Passage
 from tests.upstreams.embeddings import vector
@@ -47,9 +47,7 @@ def make_document(source: str, *texts: str, title: str = "", url: str = "") -> t
     return Document(source, title, whole, digest, url), passages
 
 
-def take_in(
-    generations: Generations, embedder: CharacterEmbedder, *documents: tuple[Document, list[Passage]]
-) -> str:
+def take_in(generations: Generations, embedder: Embedder, *documents: tuple[Document, list[Passage]]) -> str:
     """One ingest; the name of its generation."""
     with generations.begin(embedder) as draft:
         for document, passages in documents:

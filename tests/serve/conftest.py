@@ -17,17 +17,7 @@ from mogine.serve import runner
 from mogine.serve.desk import DESK
 from mogine.serve.keys import STATE
 from mogine.settings import Settings, load_settings
-
-ADMIN_TOKEN = "test-admin-token-" * 3
-DEFAULTS = {
-    "MOGINE_PROXY_PORT": "0",
-    "MOGINE_KB_PORT": "0",
-    "MOGINE_ANALYTICS_PORT": "0",
-    "MOGINE_EMBEDDER": "none",
-    "MOGINE_ADMIN_TOKEN": ADMIN_TOKEN,
-    "MOGINE_RATE_LIMIT": "100000/minute",
-    "MOGINE_SITE_RATE_LIMIT": "100000/minute",
-}
+from tests.servers import DEFAULTS
 
 
 @dataclass
@@ -135,7 +125,7 @@ async def serve(home: Path) -> AsyncIterator[Start]:
     """Starts servers of the home: `await serve("proxy", {"MOGINE_MAX_STREAMS": "1"})` gives a `Served`."""
     async with AsyncExitStack() as stack:
 
-        async def start(*names: str, env: Mapping[str, str] | None = None) -> Served:
+        async def start(*names: str, env: Mapping[str, str] | None = None, home: Path = home) -> Served:
             settings = load_settings({**DEFAULTS, **(env or {})}, home)
             running = await stack.enter_async_context(runner.started(settings, names or ("proxy",)))
             session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.serve.conftest import ADMIN_TOKEN, Reply, Served, Start, assert_envelope, question
+from tests.serve.conftest import Reply, Served, Start, assert_envelope, question
+from tests.servers import ADMIN_TOKEN
 from tests.upstreams.doubao import DoubaoFake
 from tests.upstreams.script import say, script
 

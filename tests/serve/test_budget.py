@@ -1,16 +1,21 @@
 """Budgets: kept over restarts and between processes, and what happens when they are used up."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mogine.analytics.records import QueryRecord, new_id
+from mogine.analytics.retention import cleanup
 from mogine.analytics.spending import Spending
 from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.desk import DESK
 from tests.serve.conftest import Served, Start, assert_envelope, question
@@ -106,6 +111,59 @@ def test_a_late_row_from_the_spool_is_found(store: AnalyticsStore) -> None:
     now.at += timedelta(minutes=7)
     budget.look()
     assert budget.today_cny == 3.0
+
+
+def test_a_cleanup_takes_nothing_from_the_budget(store: AnalyticsStore) -> None:
+    """Rows of this month may be deleted: what they cost was spent."""
+    now = Now(datetime(2026, 11, 28, 4, 10, tzinfo=UTC))
+    store.insert([row(now.at - timedelta(days=day, minutes=7), 1.0) for day in range(40)])
+    store.insert([replace(row(now.at - timedelta(days=9), 4.0), bot=True)])
+    budget = budget_of(store, now)
+    budget.look()
+    before = budget.month_cny
+    assert (budget.today_cny, before) == (1.0, 28.0 + 4.0)
+    assert cleanup(store, 7, now=now.at, sleep=lambda s: None).rows == 34
+    for later in (budget, budget_of(store, now)):
+        later.look()
+        assert (later.today_cny, later.month_cny) == (1.0, before)
+    store.insert([row(now.at - timedelta(days=2), 2.0), row(now.at, 3.0)])
+    sum_up(store, before=END_OF_TIME, wait=True, sleep=lambda s: None)
+    store.insert([row(now.at - timedelta(days=1), 5.0)])
+    fresh = budget_of(store, now)
+    fresh.look()
+    assert (fresh.today_cny, fresh.month_cny) == (4.0, before + 10.0)
+
+
+@given(
+    ages=st.lists(st.tuples(st.integers(0, 50 * 1440), st.booleans()), max_size=30),
+    steps=st.lists(st.sampled_from(["sum", "clean", "insert", "look"]), max_size=12),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_was_summed_or_deleted_the_month_stays_the_same(
+    tmp_path: Path, ages: list[tuple[int, bool]], steps: list[str]
+) -> None:
+    now = Now(datetime(2026, 11, 20, 9, 3, tzinfo=UTC))
+    folder = tmp_path / new_id(now.at)
+    folder.mkdir()
+    store = AnalyticsStore(folder / "analytics.db")
+    store.prepare()
+    budget, waiting, expected = budget_of(store, now), list(ages), 0.0
+    month = datetime(2026, 10, 31, 16, tzinfo=UTC)
+    for step in [*steps, "insert", "look"]:
+        if step == "insert":
+            for age, bot in waiting[:5]:
+                at = now.at - timedelta(minutes=age)
+                store.insert([replace(row(at, 1.0), bot=bot)])
+                expected += at >= month
+            waiting = waiting[5:]
+        elif step == "sum":
+            sum_up(store, before=END_OF_TIME, wait=True, sleep=lambda s: None)
+        elif step == "clean":
+            cleanup(store, 3, now=now.at, force=True, sleep=lambda s: None)
+        else:
+            now.at += timedelta(minutes=7)
+            budget.look()
+            assert budget.month_cny == expected
 
 
 def test_a_budget_of_nothing_is_spent_and_no_budget_never_is(store: AnalyticsStore) -> None:

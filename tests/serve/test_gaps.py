@@ -15,7 +15,8 @@ from mogine.kb.gate import load_tests
 from mogine.kb.generations import Generations
 from tests.analytics.rows import row
 from tests.kb.conftest import make_document
-from tests.serve.conftest import ADMIN_TOKEN, Reply, Served, Start, assert_envelope
+from tests.serve.conftest import Reply, Served, Start, assert_envelope
+from tests.servers import ADMIN_TOKEN
 
 GAPS = "/api/analytics/gaps"
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}

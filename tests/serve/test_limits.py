@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mogine.errors import RateLimited, Unavailable, UpstreamTimeout
 from mogine.serve.keys import ServerState
-from mogine.serve.limits import Deadline, Limits, Place, TooOften, Window
+from mogine.serve.limits import Deadline, Deadlines, Limits, Place, TooOften, Window
 from mogine.serve.sessions import LIFETIME_S, MAX_TURN_CHARS, MAX_TURNS, Sessions, VendorSessions
 from mogine.serve.visitors import Visitors
 from mogine.settings import AccessSettings, RateLimit
@@ -111,10 +111,34 @@ def test_places_are_counted_in_all_and_by_visitor_and_given_back() -> None:
 # --- deadlines -----------------------------------------------------------------------------------
 
 
+def deadlines(seconds: float) -> Deadlines:
+    return Deadlines(seconds, lambda: UpstreamTimeout("late"))
+
+
+async def test_deadlines_ring_in_the_order_in_which_they_began() -> None:
+    """Those that are over in time are forgotten, and one timer serves all."""
+    shared, ended = deadlines(0.05), []
+
+    async def answer(name: str, begins_s: float, takes_s: float) -> None:
+        await asyncio.sleep(begins_s)
+        try:
+            with Deadline(shared):
+                await asyncio.sleep(takes_s)
+        except UpstreamTimeout:
+            ended.append(name)
+
+    await asyncio.gather(
+        answer("first", 0, 30),
+        answer("in time", 0, 0.01),
+        answer("second", 0.02, 30),
+        answer("third", 0.06, 30),
+    )
+    assert ended == ["first", "second", "third"]
+
+
 async def test_a_deadline_raises_its_error_in_the_block() -> None:
-    with pytest.raises(UpstreamTimeout, match="late"):
-        async with Deadline(0.01, UpstreamTimeout("late")):
-            await asyncio.sleep(30)
+    with pytest.raises(UpstreamTimeout, match="late"), Deadline(deadlines(0.01)):
+        await asyncio.sleep(30)
 
 
 async def test_a_place_can_be_stopped_before_during_and_after() -> None:
@@ -122,23 +146,21 @@ async def test_a_place_can_be_stopped_before_during_and_after() -> None:
     stop = Unavailable("stop", reason="shutting_down")
     place: Place = gate.open("a")
     place.stop(stop)
-    with pytest.raises(Unavailable, match="stop"):
-        async with place.within(30, UpstreamTimeout("late")):
-            asyncio.get_running_loop().call_soon(place.stop, stop)
-            await asyncio.sleep(30)
+    with pytest.raises(Unavailable, match="stop"), place.within(deadlines(30)):
+        asyncio.get_running_loop().call_soon(place.stop, stop)
+        await asyncio.sleep(30)
     place.stop(stop)
-    async with place.within(30, UpstreamTimeout("late")) as deadline:
+    with place.within(deadlines(30)) as deadline:
         pass
     deadline.end(stop)
 
 
 async def test_a_deadline_leaves_other_errors_and_cancellation_alone() -> None:
-    with pytest.raises(TimeoutError, match="mine"):
-        async with Deadline(30, UpstreamTimeout("late")):
-            raise TimeoutError("mine")
+    with pytest.raises(TimeoutError, match="mine"), Deadline(deadlines(30)):
+        raise TimeoutError("mine")
 
     async def wait() -> None:
-        async with Deadline(30, UpstreamTimeout("late")):
+        with Deadline(deadlines(30)):
             await asyncio.sleep(30)
 
     task = asyncio.create_task(wait())

@@ -7,7 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mogine.serve.metrics import Snapshot, render
-from tests.serve.conftest import ADMIN_TOKEN, Served, Start, assert_envelope, question
+from tests.serve.conftest import Served, Start, assert_envelope, question
+from tests.servers import ADMIN_TOKEN
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.script import hang, refuse, say, script, usage
 

@@ -1,12 +1,15 @@
 """Prices by model, day and size; the owner's own win."""
 
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 
 from mogine.chat import Usage
 from mogine.errors import SettingsError
+from mogine.serve.desk import DESK
 from mogine.serve.prices import Prices, own_prices, shipped_prices
+from tests.serve.conftest import Start
 
 TODAY = date(2026, 11, 23)
 PRICES = Prices(shipped_prices())
@@ -85,3 +88,24 @@ def test_own_prices_win_and_newer_ones_replace_older_on_their_day() -> None:
 def test_a_wrong_price_is_told_by_its_name(entry: object) -> None:
     with pytest.raises(SettingsError, match="m1"):
         own_prices({"m1": entry})
+
+
+async def test_sighup_brings_new_prices_and_a_mistake_leaves_the_old_ones(serve: Start, home: Path) -> None:
+    site = home / "site.toml"
+    site.write_text('[prices."own-model"]\ninput = 1.0\noutput = 1.0\n')
+    served = await serve("proxy")
+    books = served.running.apps["proxy"][DESK].books
+
+    def priced() -> float:
+        return float(books.cost_cny("openai", "own-model", Usage(1_000_000, 0), datetime.now(UTC)) or 0)
+
+    assert priced() == 1.0
+    site.write_text('[prices."own-model"]\ninput = 2.0\noutput = 1.0\n')
+    served.running.hang_up()
+    assert priced() == 2.0
+    site.write_text('[prices."own-model"]\ninput = "much"\noutput = 1.0\n')
+    served.running.hang_up()
+    assert priced() == 2.0
+    site.write_text("no toml")
+    served.running.hang_up()
+    assert priced() == 2.0

@@ -400,12 +400,26 @@ async def test_the_chat_page_and_its_files_are_served_under_any_prefix(serve: St
 
 async def test_files_are_sent_again_only_when_they_changed(serve: Start) -> None:
     served = await serve()
-    first = await served.ask("GET", "/chat/")
-    again = await served.ask("GET", "/chat/", headers={"If-None-Match": first.headers["ETag"]})
+    plain = {"Accept-Encoding": "identity"}
+    first = await served.ask("GET", "/chat/", headers=plain)
+    again = await served.ask("GET", "/chat/", headers={**plain, "If-None-Match": first.headers["ETag"]})
     assert (again.status, again.body) == (304, b"")
-    head_only = await served.ask("HEAD", "/chat/")
+    head_only = await served.ask("HEAD", "/chat/", headers=plain)
     assert (head_only.status, head_only.body) == (200, b"")
     assert head_only.headers["Content-Length"] == str(len(first.body))
+    packed = await served.ask("GET", "/chat/", headers={"Accept-Encoding": "gzip"})
+    assert (packed.headers["Content-Encoding"], packed.body) == ("gzip", first.body)
+    assert packed.headers["ETag"] != first.headers["ETag"]
+
+
+async def test_files_of_this_build_are_kept_for_ever_and_of_another_are_asked_for_again(serve: Start) -> None:
+    served = await serve()
+    page = (await served.ask("GET", "/chat/")).body.decode()
+    (build,) = set(re.findall(r"assets/([0-9a-f]{12})/", page))
+    ours = await served.ask("GET", f"/assets/{build}/chat/page.js")
+    assert "immutable" in ours.headers["Cache-Control"]
+    other = await served.ask("GET", "/assets/0123456789ab/chat/page.js")
+    assert (other.status, other.headers["Cache-Control"], other.body) == (200, "no-cache", ours.body)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,9 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -19,76 +16,14 @@ from aiohttp import web
 from mogine.errors import SettingsError
 from mogine.serve import runner
 from mogine.settings import Settings
-from tests.conftest import Run, clean_environ
-from tests.serve.conftest import DEFAULTS, Start, question, read_rows
+from tests.conftest import Run
+from tests.serve.conftest import Start, question, read_rows
 from tests.serve.test_proxy_leaving import Visitor
+from tests.servers import DEFAULTS, Spawn
 from tests.upstreams.doubao import KEY, DoubaoFake
 from tests.upstreams.script import hang, pause, say, script
 
 LLM = "/api/llm/doubao"
-
-
-class Child:
-    """`mogine serve` as a process of its own."""
-
-    def __init__(self, home: Path, which: str, env: Mapping[str, str]) -> None:
-        self._log = (home / "stderr.log").open("w")
-        self.path = home / "stderr.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mogine", "--home", str(home), "serve", which],
-            env=clean_environ({**DEFAULTS, **env}),
-            stdout=subprocess.DEVNULL,
-            stderr=self._log,
-            start_new_session=True,
-        )
-
-    @property
-    def stderr(self) -> str:
-        return self.path.read_text()
-
-    async def started(self) -> "Child":
-        async with asyncio.timeout(60):
-            while "Ctrl-C stops." not in self.stderr:
-                assert self.process.poll() is None, self.stderr
-                await asyncio.sleep(0.02)
-        return self
-
-    def url(self, title: str = "proxy") -> str:
-        match = re.search(rf"^  {title} +(http://\S+)", self.stderr, re.MULTILINE)
-        assert match, self.stderr
-        return match[1]
-
-    def port(self, server: str = "proxy") -> int:
-        return int(self.url(server).rpartition(":")[2])
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        return await asyncio.to_thread(self.process.wait, 30)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._log.close()
-
-
-Spawn = Callable[..., Any]
-
-
-@pytest.fixture
-def spawn(home: Path) -> Iterator[Spawn]:
-    """Starts `mogine serve WHICH` in the home."""
-    children: list[Child] = []
-
-    async def start(which: str = "proxy", env: Mapping[str, str] | None = None) -> Child:
-        children.append(Child(home, which, env or {}))
-        return await children[-1].started()
-
-    yield start
-    for child in children:
-        child.close()
 
 
 @pytest.fixture
@@ -275,7 +210,7 @@ async def test_the_banner_tells_where_what_and_what_to_beware_of(spawn: Spawn, h
     assert str(home) in text
     assert "/chat/" in text and "curl -N http://" in text
     assert "kb ingest" in text
-    assert "doubao, extract (not set up: dashscope, openai)" in text
+    assert "providers    doubao (key: yes), extract, dashscope (key: no), openai (key: no)" in text
     assert "its mode is 600 now" in text
     assert (home / ".env").stat().st_mode & 0o777 == 0o600
     assert "MOGINE_ALLOWED_ORIGINS=*" in text

@@ -17,7 +17,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import clean_environ
-from tests.serve.conftest import DEFAULTS, Reply, assert_envelope, question, read_rows
+from tests.serve.conftest import Reply, assert_envelope, question, read_rows
+from tests.servers import DEFAULTS
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.script import pause, say, script, usage
 

@@ -19,6 +19,11 @@ def certificate_files() -> tuple[Path, Path]:
     """Paths of the certificate (also the CA to trust) and its key, in PEM."""
     folder = Path(tempfile.mkdtemp(prefix="fake-upstream-tls-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_certificate(folder)
+
+
+def write_certificate(folder: Path, *, days: int = 2) -> tuple[Path, Path]:
+    """One that ends in `days`, which is in the past when negative; as `certificate_files`, in `folder`."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fake upstream")])
     now = datetime.datetime.now(datetime.UTC)
@@ -28,8 +33,8 @@ def certificate_files() -> tuple[Path, Path]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
+        .not_valid_before(now - datetime.timedelta(days=30))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(
             x509.SubjectAlternativeName(
                 [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]

@@ -14,11 +14,10 @@ import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Page, async_playwright
 
+from mogine.serve.assets import Asset, Library, asset_route, conditional, page_routes
+from mogine.serve.pages import LIBRARY, SETUP
+
 WEB = Path(__file__).parents[2] / "mogine" / "web"
-POLICY = (
-    "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
-)
 # Without these a browser in a closed network looks up hosts of its maker at every start.
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
@@ -28,10 +27,22 @@ CONFIG = {
     "title": "晨星助手",
     "greeting": "您好，我是晨星家居的智能助手。",
     "starters": ["退货政策是什么？", "How long is the warranty?"],
-    "language": "zh-CN",
+    "language": "auto",
     "ai_notice": "回答由人工智能生成，仅供参考。",
     "max_question_chars": 200,
+    "handoff": {"text": "", "contacts": ["400-000-0188", "service@songjian.example"], "picture": ""},
+    "privacy": {"text": "", "url": ""},
 }
+# A company's page with rules that would spoil every button on it, were the widget not apart.
+HOST_PAGE = """<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><title>{name}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,"><link rel="stylesheet" href="/company.css"></head>
+<body><h1>{name}</h1><p>{text}</p><a id="next" href="{next}">next</a>
+<script async src="{prefix}widget.js"></script></body></html>"""
+HOST_CSS = """html { font-size: 37.5px; color: #345; } body { margin: 24px; font: 16px/1.6 sans-serif; }
+* { letter-spacing: 1px; }
+button, a, p, div, textarea { color: red; text-transform: uppercase; border: 3px dashed; }
+h1 { font-size: 24px } [hidden] { display: block }"""
 
 
 class Exchange:
@@ -43,10 +54,17 @@ class Exchange:
         self.left = asyncio.Event()
         self._done = asyncio.Event()
         self._response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        self._number = 0
 
     async def send(self, event: str, data: Any) -> None:
-        """One event with JSON data."""
-        await self.send_bytes(f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode())
+        """One event with JSON data, numbered where the page asked for that."""
+        number = ""
+        if self.body.get("resume"):
+            self._number += 1
+            number = f"id: {self._number}\n"
+        await self.send_bytes(
+            f"{number}event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+        )
 
     async def send_bytes(self, data: bytes) -> None:
         """Bytes as they are, in one piece."""
@@ -57,9 +75,16 @@ class Exchange:
     async def delta(self, text: str) -> None:
         await self.send("delta", {"text": text})
 
-    async def done(self, reason: str = "stop") -> None:
+    async def done(self, reason: str = "stop", answered: str = "unknown") -> None:
         await self.send(
-            "done", {"finish_reason": reason, "request_id": "r1", "provider": "doubao", "model": "m"}
+            "done",
+            {
+                "finish_reason": reason,
+                "request_id": "r1",
+                "provider": "doubao",
+                "model": "m",
+                "answered": answered,
+            },
         )
         self.close()
 
@@ -89,11 +114,19 @@ class Exchange:
 
 @dataclass
 class PageServer:
-    """`mogine/web` under a prefix, `/api/chat/config`, and `/api/chat` for which tests write the answers."""
+    """The proxy's pages under a prefix, its configuration, and `/api/chat` for which tests write the answers.
+
+    `/company/1` and `/company/2` are pages with the widget.
+    """
 
     origin: str
     url: str
+    prefix: str = "/"
     config: dict[str, Any] | None = field(default_factory=lambda: dict(CONFIG))
+    setup: dict[str, Any] = field(default_factory=dict)
+    lang: str = "en"
+    thumbs: list[dict[str, Any]] = field(default_factory=list)
+    stops: list[dict[str, Any]] = field(default_factory=list)
     _asked: asyncio.Queue[Exchange] = field(default_factory=asyncio.Queue)
 
     async def next(self) -> Exchange:
@@ -113,23 +146,52 @@ class PageServer:
     async def chat_config(self, request: web.Request) -> web.Response:
         return web.json_response(self.config) if self.config is not None else web.Response(status=502)
 
-    async def file(self, request: web.Request) -> web.StreamResponse:
-        path = request.match_info["path"]
-        path += "index.html" if path.endswith("/") else ""
-        if not (WEB / path).is_file():
-            return web.Response(status=404)
-        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
-        return web.FileResponse(WEB / path, headers=headers)
+    async def stop(self, request: web.Request) -> web.Response:
+        self.stops.append(await request.json())
+        return web.json_response({})
+
+    async def feedback(self, request: web.Request) -> web.Response:
+        self.thumbs.append(await request.json())
+        return web.json_response({})
+
+    async def widget(self, request: web.Request) -> web.Response:
+        library = request.app[LIBRARY]
+        setup = json.dumps({**self.setup, "build": library.build}).encode()
+        asset = Asset.of(library.source("widget/loader.js").replace(SETUP, setup), ".js")
+        return conditional(request, asset, {})
+
+    async def company(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        page = HOST_PAGE.format(
+            lang=self.lang,
+            name=f"Company page {name}",
+            text="Our products and prices. " * 40,
+            next=f"/company/{int(name) + 1}",
+            prefix=self.prefix,
+        )
+        return web.Response(text=page, content_type="text/html")
+
+    async def company_css(self, request: web.Request) -> web.Response:
+        return web.Response(text=HOST_CSS, content_type="text/css")
 
 
 @asynccontextmanager
 async def serve_pages(prefix: str) -> AsyncGenerator[PageServer, None]:
     """A PageServer on a free loopback port, its pages below `prefix`."""
-    server = PageServer("", "")
+    server = PageServer("", "", prefix)
+    library = Library()
     app = web.Application()
+    app[LIBRARY] = library
     app.router.add_post(f"{prefix}api/chat", server.chat)
+    app.router.add_post(f"{prefix}api/chat/resume", server.chat)
+    app.router.add_post(f"{prefix}api/chat/stop", server.stop)
+    app.router.add_post(f"{prefix}api/feedback", server.feedback)
     app.router.add_get(f"{prefix}api/chat/config", server.chat_config)
-    app.router.add_get(prefix + "{path:.*}", server.file)
+    app.router.add_get(f"{prefix}widget.js", server.widget)
+    for route in (asset_route(library), *page_routes(library, "chat", forms="'self'")):
+        app.router.add_get(prefix + route.path.removeprefix("/"), route.handler)
+    app.router.add_get("/company/{name}", server.company)
+    app.router.add_get("/company.css", server.company_css)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -195,13 +257,16 @@ class Visit:
 
 
 @asynccontextmanager
-async def visit(browser: Browser, server: PageServer, **context_options: Any) -> AsyncGenerator[Visit, None]:
-    """The chat page, loaded; `context_options` are Playwright's (locale, viewport, color_scheme ...)."""
+async def visit(
+    browser: Browser, server: PageServer, path: str = "", **context_options: Any
+) -> AsyncGenerator[Visit, None]:
+    """The chat page, or `path`, loaded; `context_options` are Playwright's (locale, viewport ...)."""
     options: dict[str, Any] = {"locale": "en-US", **context_options}
     context = await browser.new_context(**options)
+    context.set_default_timeout(10_000)
     try:
         visit = Visit(await context.new_page(), server.origin)
-        await visit.page.goto(server.url)
+        await visit.page.goto(server.origin + path if path else server.url)
         yield visit
         assert visit.problems == []
     finally:

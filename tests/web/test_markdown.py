@@ -10,7 +10,7 @@ from tests.web.conftest import PageServer, visit
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RENDER = """async ([text, partial]) => {
-  const { MarkdownView } = await import("../shared/markdown.js");
+  const { MarkdownView } = await import(document.querySelector("[href$='markdown.js']").href);
   const box = document.createElement("div");
   const mark = (number) => Object.assign(document.createElement("b"), { textContent: number });
   const cite = (number) => (number <= 2 ? mark(number) : null);
@@ -145,7 +145,7 @@ async def test_text_that_still_grows_shows_no_open_marks(browser: Browser, serve
 
 async def test_finished_blocks_keep_their_nodes(browser: Browser, server: PageServer) -> None:
     script = """async () => {
-      const { MarkdownView } = await import("../shared/markdown.js");
+      const { MarkdownView } = await import(document.querySelector("[href$='markdown.js']").href);
       const box = document.createElement("div");
       const view = new MarkdownView(box, () => null);
       view.update("one\\n\\ntwo\\n\\nthr", true);
@@ -164,7 +164,7 @@ async def test_finished_blocks_keep_their_nodes(browser: Browser, server: PageSe
 async def test_no_text_makes_the_page_hang(browser: Browser, server: PageServer, unit: str) -> None:
     """64 KiB is the longest answer there is. It takes milliseconds; what grows with its square, minutes."""
     script = """async ([text]) => {
-      const { MarkdownView } = await import("../shared/markdown.js");
+      const { MarkdownView } = await import(document.querySelector("[href$='markdown.js']").href);
       const box = document.createElement("div");
       const view = new MarkdownView(box, () => null);
       view.update(text, true);

@@ -12,7 +12,7 @@ from tests.web.conftest import PageServer, visit
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PARSE = """async (pieces) => {
-  const { EventStreamParser } = await import("../shared/stream.js");
+  const { EventStreamParser } = await import(document.querySelector("[href$='stream.js']").href);
   const parser = new EventStreamParser();
   return pieces.flatMap((piece) => parser.push(Uint8Array.from(piece)));
 }"""
@@ -27,10 +27,10 @@ STREAM = (
     b"data: never ended\n"
 )
 EVENTS = [
-    {"event": "delta", "data": '{"text": "退款 😀"}'},
-    {"event": "message", "data": "first\n second"},
-    {"event": "message", "data": ""},
-    {"event": "a", "data": "\u2028x"},
+    {"event": "delta", "data": '{"text": "退款 😀"}', "id": ""},
+    {"event": "message", "data": "first\n second", "id": "4"},
+    {"event": "message", "data": "", "id": "4"},
+    {"event": "a", "data": "\u2028x", "id": "4"},
 ]
 
 
@@ -64,12 +64,12 @@ async def test_bytes_that_are_no_utf8_become_replacement_characters(
     browser: Browser, server: PageServer
 ) -> None:
     [events] = await parse(browser, server, [[list(b"data: a\xff\xc3\n\n")]])
-    assert events == [{"event": "message", "data": "a\ufffd\ufffd"}]
+    assert events == [{"event": "message", "data": "a\ufffd\ufffd", "id": ""}]
 
 
 async def test_endless_line_is_refused(browser: Browser, server: PageServer) -> None:
     script = """async () => {
-      const { EventStreamParser } = await import("../shared/stream.js");
+      const { EventStreamParser } = await import(document.querySelector("[href$='stream.js']").href);
       const parser = new EventStreamParser();
       const block = new Uint8Array(256 * 1024).fill(97);
       try { for (let i = 0; i < 8; i += 1) parser.push(block); } catch (error) { return error.message; }

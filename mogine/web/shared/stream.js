@@ -1,4 +1,4 @@
-// Server-sent events out of a fetch response: bytes in any split, whole events out.
+// Server-sent events out of a response: bytes in any split, whole events out.
 
 const MAX_LINE_CHARS = 1024 * 1024;
 
@@ -6,14 +6,16 @@ const MAX_LINE_CHARS = 1024 * 1024;
  * @typedef {object} ServerEvent
  * @property {string} event the event's name; "message" where the server gave none
  * @property {string} data its data lines, joined by line feeds
+ * @property {string} id the last id that the server gave, with this event or before
  */
 
-/** An incremental parser; feed it bytes as they come. */
+/** An incremental parser; feed it bytes, or text, as they come. */
 export class EventStreamParser {
   #decoder = new TextDecoder("utf-8");
   #line = "";
   #afterCarriageReturn = false;
   #event = "";
+  #id = "";
   /** @type {string[]} */
   #data = [];
 
@@ -22,11 +24,11 @@ export class EventStreamParser {
    * @returns {ServerEvent[]} the events that this piece completed
    */
   push(bytes) {
-    return this.#take(this.#decoder.decode(bytes, { stream: true }));
+    return this.pushText(this.#decoder.decode(bytes, { stream: true }));
   }
 
   /** @param {string} text @returns {ServerEvent[]} */
-  #take(text) {
+  pushText(text) {
     /** @type {ServerEvent[]} */
     const events = [];
     let start = 0;
@@ -55,7 +57,7 @@ export class EventStreamParser {
   #endLine(line, events) {
     if (line === "") {
       if (this.#data.length > 0) {
-        events.push({ event: this.#event || "message", data: this.#data.join("\n") });
+        events.push({ event: this.#event || "message", data: this.#data.join("\n"), id: this.#id });
       }
       this.#event = "";
       this.#data = [];
@@ -68,6 +70,7 @@ export class EventStreamParser {
     if (value.startsWith(" ")) value = value.slice(1);
     if (field === "event") this.#event = value;
     else if (field === "data") this.#data.push(value);
+    else if (field === "id" && !value.includes("\0")) this.#id = value;
   }
 }
 

@@ -1,4 +1,4 @@
-// The chat page's own words, in Chinese and English.
+// The assistant's own words, in Chinese and English.
 
 const EN = {
   title: "Assistant",
@@ -43,6 +43,34 @@ const EN = {
     unknown: "Something went wrong. Please ask again.",
   },
   requestId: "Reference: {id}",
+  open: "Open the chat",
+  close: "Close the chat",
+  menu: "More",
+  save: "Save this conversation",
+  clear: "Delete this conversation",
+  cleared: "The conversation was deleted from this browser.",
+  page: "Open in a page of its own",
+  copy: "Copy",
+  copied: "Copied",
+  good: "Helpful",
+  bad: "Not helpful",
+  why: "What was wrong?",
+  reasons: { wrong: "It is wrong", incomplete: "Something is missing", off_topic: "Not what I asked", other: "Something else" },
+  comment: "Tell us more (optional)",
+  sendRating: "Send",
+  thanks: "Thank you, that helps us.",
+  notRated: "Your rating could not be sent.",
+  handoff: "Talk to a person",
+  handoffText: "We did not find this in our documents. Our staff will gladly help:",
+  picture: "Scan to add us on WeChat",
+  privacy: "Kept for 7 days in this browser. Please do not enter personal data.",
+  privacyLink: "Privacy",
+  conversations: "Your conversations",
+  none: "No conversations yet",
+  showList: "Show your conversations",
+  resumed: "Reading on where the last page left off",
+  loadFailed: "The chat could not be loaded.",
+  askedAt: "Asked on {time}",
 };
 
 /** @type {typeof EN} */
@@ -89,6 +117,34 @@ const ZH = {
     unknown: "出了点问题，请再问一次。",
   },
   requestId: "编号：{id}",
+  open: "打开对话",
+  close: "关闭对话",
+  menu: "更多",
+  save: "保存本次对话",
+  clear: "删除本次对话",
+  cleared: "已从本浏览器删除该对话。",
+  page: "在单独页面中打开",
+  copy: "复制",
+  copied: "已复制",
+  good: "有帮助",
+  bad: "没有帮助",
+  why: "哪里有问题？",
+  reasons: { wrong: "内容有误", incomplete: "不够完整", off_topic: "答非所问", other: "其他" },
+  comment: "补充说明（选填）",
+  sendRating: "提交",
+  thanks: "感谢您的反馈。",
+  notRated: "反馈未能提交。",
+  handoff: "联系人工客服",
+  handoffText: "资料中没有找到相关内容，我们的工作人员很乐意为您解答：",
+  picture: "微信扫码添加客服",
+  privacy: "对话仅在本浏览器保存 7 天，请勿填写个人隐私信息。",
+  privacyLink: "隐私政策",
+  conversations: "我的对话",
+  none: "还没有对话",
+  showList: "显示我的对话",
+  resumed: "正在接着上一页继续回答",
+  loadFailed: "对话加载失败。",
+  askedAt: "提问时间：{time}",
 };
 
 const REASONS = {
@@ -106,12 +162,13 @@ const REASONS = {
 };
 
 /**
- * The words for the first language of the list that we speak; else those of `fallback`, else English.
- * @param {readonly string[]} languages as the browser ranks them
- * @param {string} [fallback] the site's own language
+ * The words in the site's language when that is fixed; else for the first language of the list that we
+ * speak, else English.
+ * @param {readonly string[]} languages in order of preference
+ * @param {string} [site] the site's own language; "auto" leaves it to the visitor
  */
-export function wordsFor(languages, fallback = "") {
-  for (const language of [...languages, fallback]) {
+export function wordsFor(languages, site = "auto") {
+  for (const language of [site, ...languages]) {
     if (/^zh\b/i.test(language)) return { language: "zh-CN", words: ZH };
     if (/^en\b/i.test(language)) return { language: "en", words: EN };
   }

@@ -1,0 +1,279 @@
+"""What the pages cost a visitor, in a real Chromium: `python -m benchmarks.web.run` prints JSON.
+
+A proxy as in production answers through a fake vendor. Measured are: what an idle widget loads, what an
+opened one has loaded before the first question, how long opening takes, and how smoothly an answer of 3,000
+tokens is drawn (frames a second, tasks of more than 50 ms). Then the dashboard's first paint, and the time
+until its numbers stand there, over --rows invented rows, or over the record of --home:
+`benchmarks.analytics.run --folder` makes one of ten million rows.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from playwright.async_api import Browser, Page, async_playwright
+
+from benchmarks.analytics.rows import rows, sentences
+from benchmarks.startup import machine
+from mogine.analytics import upkeep
+from mogine.analytics.store import AnalyticsStore
+from mogine.serve import runner
+from mogine.serve.admin_sessions import open_sessions
+from mogine.settings import load_settings
+from tests.servers import DEFAULTS
+from tests.upstreams.doubao import DoubaoFake
+from tests.upstreams.script import Script, pause, say, script
+
+TOKENS = 3000
+PIECE_S = 0.004  # 250 tokens a second, faster than any vendor
+ROUNDS = 9
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+COMPANY = (
+    '<!doctype html><html lang="zh-CN"><head><meta charset="utf-8"><title>c</title>'
+    '<link rel="icon" href="data:,"></head><body><h1>c</h1>'
+    '<script async src="{}/widget.js"></script></body></html>'
+)
+WATCH = """() => {
+  window.seen = { frames: 0, longest: 0, long: 0, gaps: [] };
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) {
+      seen.long += 1;
+      seen.longest = Math.max(seen.longest, entry.duration);
+    }
+  }).observe({ type: "longtask" });
+  let last = performance.now();
+  const frame = (now) => {
+    seen.frames += 1;
+    seen.gaps.push(now - last);
+    last = now;
+    window.again = requestAnimationFrame(frame);
+  };
+  requestAnimationFrame(frame);
+  seen.began = last;
+}"""
+
+
+def answer() -> Script:
+    """Some 3,000 tokens of Markdown as models write it: paragraphs, lists, a table, code, citations."""
+    words = sentences()
+    parts = [f"## {words[0]}\n\n", "| a | b |\n|---|---|\n| 1 | 2 |\n\n", "```py\nprint(1)\n```\n\n"]
+    parts += [
+        f"{n}. **{text[:6]}** {text} [1]\n" if n % 3 else f"\n{text}\n\n"
+        for n, text in zip(range(1, 200), words * 9, strict=False)
+    ]
+    text = "".join(parts)[: TOKENS * 2]
+    pieces = [text[at : at + 2] for at in range(0, len(text), 2)]
+    return script(*[step for piece in pieces for step in (say(piece), pause(PIECE_S))])
+
+
+@asynccontextmanager
+async def company(proxy: str) -> AsyncIterator[str]:
+    """A page of another origin with the widget on it; its address."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=COMPANY.format(proxy), content_type="text/html")
+
+    app = web.Application()
+    app.router.add_get("/", page)
+    server = web.AppRunner(app)
+    await server.setup()
+    site = web.TCPSite(server, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{server.addresses[0][1]}/"
+    finally:
+        await server.cleanup()
+
+
+class Traffic:
+    """What a page has loaded from the proxy: how many requests, how many bytes as they came."""
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.sizes: list[int] = []
+        self.foreign: list[str] = []
+        self._origin = origin
+        self._allowed = ("data:", "blob:")
+        page.on("requestfinished", self._finished)
+
+    async def _finished(self, request: Any) -> None:
+        if request.url.startswith(self._origin):
+            sizes = await request.sizes()
+            self.sizes.append(sizes["responseBodySize"])
+        elif not request.url.startswith(self._allowed):
+            self.foreign.append(request.url)
+
+    def told(self) -> dict[str, int]:
+        return {"requests": len(self.sizes), "bytes": sum(self.sizes)}
+
+
+async def widget(browser: Browser, home: Path) -> dict[str, Any]:
+    """Everything about the widget."""
+    async with DoubaoFake(answer()) as fake:
+        origin = ""
+        environ = {
+            **DEFAULTS,
+            **fake.environ,
+            "MOGINE_ALLOWED_ORIGINS": "*",
+            "MOGINE_KB_URL": "http://127.0.0.1:9",
+        }
+        async with runner.started(load_settings(environ, home), ["proxy"]) as running:
+            origin = running.url("proxy")
+            async with company(origin) as address:
+                idle, opened = await loaded(browser, address, origin)
+                times = [await opening(browser, address) for _ in range(ROUNDS)]
+                drawn = await drawing(browser, address)
+    return {
+        "idle": idle,
+        "opened": opened,
+        "opening_ms": {"median": round(statistics.median(times), 1), "worst": round(max(times), 1)},
+        f"answer_of_{TOKENS}_tokens": drawn,
+    }
+
+
+async def loaded(browser: Browser, address: str, origin: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Before the bubble is pressed, and after, both from an empty cache."""
+    page = await browser.new_page()
+    traffic = Traffic(page, origin)
+    await page.goto(address)
+    await page.wait_for_load_state("networkidle")
+    idle = traffic.told()
+    await page.locator(".bubble").click()
+    await page.locator("#question").wait_for()
+    await page.wait_for_load_state("networkidle")
+    opened = traffic.told()
+    others = [url for url in traffic.foreign if not url.startswith(address)]
+    if others:
+        raise SystemExit(f"requests to other hosts: {others}")
+    await page.close()
+    return idle, opened
+
+
+async def opening(browser: Browser, address: str) -> float:
+    """Milliseconds from the press, with the pointer on the bubble, until the field can be written in."""
+    page = await browser.new_page()
+    await page.goto(address)
+    await page.locator(".bubble").hover()
+    await page.wait_for_load_state("networkidle")
+    took = await page.evaluate(
+        """() => new Promise((resolve) => {
+          const { shadowRoot } = document.querySelector("mogine-widget");
+          const began = performance.now();
+          const look = () => {
+            const field = shadowRoot.querySelector("#question");
+            if (field && shadowRoot.activeElement === field) {
+              requestAnimationFrame(() => resolve(performance.now() - began));
+            } else setTimeout(look, 1);
+          };
+          shadowRoot.querySelector(".bubble").click();
+          look();
+        })"""
+    )
+    await page.close()
+    return float(took)
+
+
+async def drawing(browser: Browser, address: str) -> dict[str, Any]:
+    """Frames and long tasks while an answer comes."""
+    page = await browser.new_page()
+    await page.goto(address)
+    await page.locator(".bubble").click()
+    await page.fill("#question", "q")
+    await page.press("#question", "Enter")
+    await page.locator(".prose").filter(has_text="1").first.wait_for()
+    await page.evaluate(WATCH)
+    await page.locator(".actions").wait_for(timeout=120_000)
+    seen = await page.evaluate("() => ({ ...seen, lasted: performance.now() - seen.began })")
+    gaps = sorted(seen["gaps"][1:])
+    await page.close()
+    return {
+        "seconds": round(seen["lasted"] / 1000, 1),
+        "frames_per_second": round(seen["frames"] / seen["lasted"] * 1000, 1),
+        "frame_ms_p99": round(gaps[int(len(gaps) * 0.99)], 1),
+        "tasks_over_50_ms": seen["long"],
+        "longest_task_ms": round(seen["longest"], 1),
+    }
+
+
+async def dashboard(browser: Browser, home: Path) -> dict[str, Any]:
+    """First paint, and all numbers of the overview, from a cold page."""
+    settings = load_settings(DEFAULTS, home)
+    paints, fills = [], []
+    async with runner.started(settings, ["analytics"]) as running:
+        base = running.url("analytics")
+        for _ in range(ROUNDS):
+            context = await browser.new_context()
+            page = await context.new_page()
+            await page.goto(f"{base}/dashboard/#link={open_sessions(running.settings).new_link()}")
+            await page.locator(".tile").first.wait_for(timeout=60_000)
+            paints.append(
+                await page.evaluate(
+                    "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
+                )
+            )
+            await page.goto(f"{base}/dashboard/?days=90")
+            await page.locator(".tile").first.wait_for(timeout=60_000)
+            fills.append(await page.evaluate("() => performance.now()"))
+            await context.close()
+        count = AnalyticsStore(settings.analytics_path).summary().rows
+    return {
+        "rows": count,
+        "first_paint_ms": round(statistics.median(paints), 1),
+        "numbers_of_90_days_ms": {
+            "median": round(statistics.median(fills), 1),
+            "worst": round(max(fills), 1),
+        },
+    }
+
+
+def build(home: Path, count: int) -> None:
+    """A record of so many invented rows over 100 days."""
+    store = AnalyticsStore(load_settings(DEFAULTS, home).analytics_path)
+    made = rows(count, 100, datetime.now(UTC))
+    while batch := list(islice(made, 2000)):
+        store.insert(batch)
+    upkeep.sum_up(store, before=upkeep.END_OF_TIME, sleep=lambda _: None)
+
+
+async def measure(home: Path | None, count: int) -> dict[str, Any]:
+    """All of it."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("no Chromium is installed: run scripts/test-system")
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder)
+        (own / "data").mkdir()
+        if home is None:
+            await asyncio.to_thread(build, own, count)
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+            found = {
+                "machine": {**machine(), "chromium": browser.version},
+                "widget": await widget(browser, own),
+                "dashboard": await dashboard(browser, home or own),
+            }
+            await browser.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000, help="of the dashboard's record")
+    parser.add_argument("--home", type=Path, help="a home whose data/analytics.db the dashboard shows")
+    options = parser.parse_args()
+    print(json.dumps(asyncio.run(measure(options.home, options.rows)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files for the programs around mogine: a web server, supervisors, cron."""

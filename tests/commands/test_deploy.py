@@ -1,0 +1,103 @@
+"""`mogine deploy`: files from the home's settings, shown, written or compared."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+
+HOSTED = {"MOGINE_ALLOWED_HOSTS": "www.example.com", "MOGINE_BASE_PATH": "/x/"}
+
+
+def test_one_file_on_stdout_is_that_file_and_nothing_else(mogine: Run, home: Path) -> None:
+    done = mogine("deploy", "nginx", env={**HOSTED, "MOGINE_PROXY_PORT": "9001"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# mogine:") and done.stdout.endswith("}\n")
+    assert "server_name www.example.com;" in done.stdout
+    assert "location ^~ /x/ {" in done.stdout
+    assert "server 127.0.0.1:9001;" in done.stdout
+    assert "MOGINE_" not in done.stderr, "nothing is missing"
+
+
+def test_several_files_on_stdout_are_told_apart(mogine: Run) -> None:
+    done = mogine("deploy", "systemd")
+    names = re.findall(r"^# ==> (\S+) <==$", done.stdout, re.M)
+    assert len(names) == 10 and "mogine-proxy.service" in names
+
+
+def test_flags_win_and_settings_that_must_follow_are_named(mogine: Run) -> None:
+    done = mogine(
+        "deploy", "nginx", "--domain", "a.example.com", "--prefix", "/~temp/mogine_agent/", env=HOSTED
+    )
+    assert "server_name a.example.com;" in done.stdout
+    assert "MOGINE_ALLOWED_HOSTS=www.example.com,a.example.com" in done.stderr
+    assert "MOGINE_BASE_PATH=/~temp/mogine_agent/" in done.stderr
+    assert "mogine doctor --public https://a.example.com/~temp/mogine_agent/" in done.stderr
+
+
+def test_without_a_name_nginx_has_nothing_to_serve(mogine: Run) -> None:
+    done = mogine("deploy", "nginx")
+    assert done.returncode == 2
+    assert "--domain" in done.stderr and "MOGINE_ALLOWED_HOSTS" in done.stderr
+
+
+@pytest.mark.parametrize("prefix", ["x", "/a b/", "/../"])
+def test_a_prefix_that_is_none_is_refused(mogine: Run, prefix: str) -> None:
+    done = mogine("deploy", "nginx", "--domain", "a.example.com", "--prefix", prefix)
+    assert done.returncode == 2
+    assert "prefix" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_written_files_are_compared_and_written_again_only_when_they_changed(
+    mogine: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "etc"
+    first = mogine("deploy", "pm2", "--write", str(folder))
+    assert first.returncode == 0 and "made" in first.stderr and first.stdout == ""
+    path = folder / "ecosystem.config.js"
+    assert path.stat().st_mode & 0o777 == 0o644
+    written_at = path.stat().st_mtime_ns
+    assert "same" in mogine("deploy", "pm2", "--write", str(folder)).stderr
+    assert path.stat().st_mtime_ns == written_at
+
+    same = mogine("deploy", "pm2", "--write", str(folder), "--diff")
+    assert (same.returncode, same.stdout) == (0, "")
+    other = mogine("deploy", "pm2", "--logs", "/www/wwwlogs", "--write", str(folder), "--diff")
+    assert other.returncode == 3
+    assert '+      "out_file": "/www/wwwlogs/mogine_kb_app.log",' in other.stdout
+    assert path.stat().st_mtime_ns == written_at, "a comparison writes nothing"
+
+
+def test_a_folder_that_cannot_be_written_is_named(mogine: Run) -> None:
+    done = mogine("deploy", "cron", "--write", "/proc/mogine")
+    assert done.returncode == 2
+    assert "/proc/mogine" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_folder_of_logs_is_a_setting(mogine: Run) -> None:
+    assert (
+        '"/www/wwwlogs/mogine_*_access.log"'
+        in mogine("deploy", "logrotate", env={"MOGINE_LOG_DIR": "/www/wwwlogs/"}).stdout
+    )
+    wrong = mogine("deploy", "logrotate", env={"MOGINE_LOG_DIR": "logs"})
+    assert wrong.returncode == 2 and "MOGINE_LOG_DIR" in wrong.stderr
+
+
+def test_servers_never_run_as_root_unless_told_to(mogine: Run) -> None:
+    assert "User=root" not in mogine("deploy", "systemd").stdout
+    assert "User=root" in mogine("deploy", "systemd", "--user", "root").stdout
+
+
+def test_bodies_may_be_as_large_as_the_settings_say(mogine: Run) -> None:
+    plain = mogine("deploy", "nginx", env=HOSTED).stdout
+    images = mogine("deploy", "nginx", env={**HOSTED, "MOGINE_ALLOW_IMAGES": "true"}).stdout
+    assert "client_max_body_size 262144;" in plain
+    assert f"client_max_body_size {256 * 1024 + 4 * 1024**2 * 4 // 3 + 1024};" in images
+
+
+def test_there_is_no_home_to_deploy_in_an_empty_folder(mogine: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = mogine("deploy", "pm2", cwd=empty)
+    assert done.returncode == 2 and str(empty) in done.stderr

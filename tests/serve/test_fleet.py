@@ -1,0 +1,483 @@
+"""Limits that several processes share through a real Redis: exact together, healing, and safe without it."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from mogine.errors import MogineError, SettingsError
+from mogine.serve.fleet import PREFIX, Fleet, joined
+from mogine.serve.keys import ServerState
+from mogine.serve.limits import Limits, Place, TooOften
+from mogine.settings import AccessSettings, RateLimit, load_settings
+from tests.serve.conftest import Served, Start, assert_envelope, question
+from tests.servers import Child, Spawn
+from tests.upstreams.doubao import MODEL, DoubaoFake
+from tests.upstreams.redis import RedisServer
+from tests.upstreams.script import hang, say, script, usage
+
+LLM = "/api/llm/doubao"
+PLAY = script(say("好"), usage(0, 66_667))  # one CNY of MODEL
+
+
+class Proxy:
+    """What a process asks: its own limits first, then the others."""
+
+    def __init__(self, limits: Limits, fleet: Fleet) -> None:
+        self.limits = limits
+        self.fleet = fleet
+
+    async def open(self, visitor: str) -> Place:
+        place = self.limits.open(visitor)
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(place)
+            await self.fleet.admit(place, visitor)
+            undo.pop_all()
+        return place
+
+    async def told(self, visitor: str) -> str:
+        """Why one more question is refused; "" when it is not, and then its answer is over at once."""
+        try:
+            place = await self.open(visitor)
+        except MogineError as error:
+            return error.reason
+        place.__exit__()
+        return ""
+
+
+@asynccontextmanager
+async def proxies(
+    url: str,
+    count: int = 2,
+    *,
+    lease_s: float = 15.0,
+    retry_s: float = 0.05,
+    timeout_s: float = 5.0,
+    **access: Any,
+) -> AsyncIterator[list[Proxy]]:
+    rules = AccessSettings(**access)
+    async with contextlib.AsyncExitStack() as stack:
+        found = []
+        for number in range(count):
+            fleet = Fleet(url, rules, f"home {number}", lease_s=lease_s, retry_s=retry_s, timeout_s=timeout_s)
+            await stack.enter_async_context(joined(fleet))
+            found.append(Proxy(Limits(rules, ServerState()), fleet))
+        yield found
+
+
+@asynccontextmanager
+async def raw(redis: RedisServer) -> AsyncIterator[Any]:
+    """A client of the test's own."""
+    async with Redis.from_url(redis.url, decode_responses=True) as client:
+        yield client
+
+
+async def until(true: Callable[[], Any], timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            answer = true()
+            if await answer if asyncio.iscoroutine(answer) else answer:
+                return
+            await asyncio.sleep(0.02)
+
+
+# --- together as one -----------------------------------------------------------------------------
+
+
+async def test_no_visitor_gets_one_question_more_than_allowed_from_all_proxies_together(
+    redis: RedisServer,
+) -> None:
+    rates = (RateLimit(20, 3600), RateLimit(50, 86400))
+    async with proxies(redis.url, 4, rate_limit=rates, max_streams_per_visitor=1000) as several:
+        asked = [proxy.told(visitor) for _ in range(30) for proxy in several for visitor in ("a", "b")]
+        answers = await asyncio.gather(*asked)
+    assert Counter(answers) == {"": 40, "rate_limited": 200}
+
+
+async def test_the_site_has_one_rate_for_all_proxies(redis: RedisServer) -> None:
+    async with proxies(redis.url, 3, site_rate_limit=(RateLimit(10, 3600),)) as several:
+        answers = await asyncio.gather(*(p.told(f"v{n}") for n in range(10) for p in several))
+    assert Counter(answers) == {"": 10, "rate_limited": 20}
+
+
+async def test_a_refusal_by_all_takes_nothing_from_the_rate_and_is_recorded_once(redis: RedisServer) -> None:
+    async with proxies(redis.url, 2, rate_limit=(RateLimit(2, 1),)) as (one, two):
+        assert [await one.told("a"), await one.told("a")] == ["", ""]
+        repeated = []
+        for _ in range(5):
+            with pytest.raises(TooOften, match="from you: 2/second") as refused:
+                await two.open("a")
+            repeated.append(refused.value.repeated)
+            assert refused.value.retry_after_s is not None and 0 < refused.value.retry_after_s <= 1
+        assert repeated == [False, True, True, True, True]
+
+        async def may_again() -> bool:
+            return await two.told("a") == ""
+
+        await until(may_again)
+
+
+async def test_open_answers_are_counted_over_all_proxies(redis: RedisServer) -> None:
+    async with proxies(redis.url, 3, max_streams=5, max_streams_per_visitor=3) as several:
+        places = [await proxy.open("a") for proxy in several]
+        for proxy in several:
+            assert await proxy.told("a") == "too_many_streams"
+        places += [await several[0].open("b"), await several[1].open("c")]
+        for proxy in several:
+            assert await proxy.told("d") == "overloaded"
+        for place in places:
+            place.__exit__()
+        assert await several[2].told("a") == ""
+
+
+async def test_who_leaves_while_redis_is_asked_leaves_nothing_behind(redis: RedisServer) -> None:
+    async with proxies(redis.url, 2, max_streams_per_visitor=1, rate_limit=(RateLimit(10**6, 1),)) as (
+        one,
+        two,
+    ):
+        for _ in range(50):
+            asking = asyncio.create_task(one.open("a"))
+            await asyncio.sleep(0)
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                (await asking).__exit__()
+
+        async def is_free() -> bool:
+            return await two.told("a") == ""
+
+        await until(is_free)
+
+
+@given(
+    asks=st.lists(st.tuples(st.integers(0, 2), st.sampled_from("ab"), st.booleans()), max_size=60),
+    count=st.integers(1, 4),
+    streams=st.integers(1, 3),
+)
+@how(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_several_proxies_decide_as_one_alone_would(
+    redis: RedisServer, asks: list[tuple[int, str, bool]], count: int, streams: int
+) -> None:
+    rules = AccessSettings(
+        rate_limit=(RateLimit(count, 3600), RateLimit(count + 2, 86400)),
+        site_rate_limit=(RateLimit(7, 3600),),
+        max_streams=4,
+        max_streams_per_visitor=streams,
+    )
+
+    async def compare() -> None:
+        async with raw(redis) as client:
+            await client.flushall()
+        alone = Limits(rules, ServerState())
+        async with contextlib.AsyncExitStack() as stack:
+            several = []
+            for number in range(3):
+                fleet = await stack.enter_async_context(joined(Fleet(redis.url, rules, f"{number}")))
+                several.append(Proxy(Limits(rules, ServerState()), fleet))
+            await _same_answers(alone, several, asks)
+
+    asyncio.run(compare())
+
+
+async def _same_answers(alone: Limits, several: list[Proxy], asks: list[tuple[int, str, bool]]) -> None:
+    open_now: list[tuple[Place, Place]] = []
+    for who, visitor, ends in asks:
+        if ends and open_now:
+            for place in open_now.pop(0):
+                place.__exit__()
+            continue
+        expected = ""
+        try:
+            mine = alone.open(visitor).__enter__()
+        except MogineError as error:
+            expected = error.reason
+        try:
+            theirs = await several[who].open(visitor)
+        except MogineError as error:
+            assert error.reason == expected
+        else:
+            assert expected == ""
+            open_now.append((mine, theirs))
+    for pair in open_now:
+        for place in pair:
+            place.__exit__()
+
+
+# --- Redis is away -------------------------------------------------------------------------------
+
+
+async def test_without_redis_each_process_holds_its_own_limits_and_comes_back_by_itself(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P43, F28: killed, and started again empty."""
+    rules: Any = {"rate_limit": (RateLimit(3, 3600),), "max_streams_per_visitor": 5}
+    async with proxies(redis.url, 2, **rules) as (one, two):
+        place = await one.open("a")
+        redis.kill()
+        await until(lambda: one.fleet.trouble and two.fleet.trouble)
+        assert [await one.told("a") for _ in range(4)] == ["", "", "rate_limited", "rate_limited"]
+        assert [await two.told("a") for _ in range(4)] == ["", "", "", "rate_limited"]
+        held = await two.open("b")
+        redis.start()
+        await until(lambda: not (one.fleet.trouble or two.fleet.trouble))
+        for _ in range(3):
+            assert await one.told("c") == ""
+        assert await two.told("c") == "rate_limited", "they count together again"
+        async with raw(redis) as client:
+            lives = await client.zrange(f"{PREFIX}alive", 0, -1)
+            assert sorted([await client.hlen(f"{PREFIX}open:{life}") for life in lives]) == [1, 1]
+        place.__exit__()
+        held.__exit__()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2, "each process says it once"
+
+
+async def test_a_redis_that_says_nothing_costs_one_wait_and_no_answer(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P43, F28: paused."""
+    async with proxies(redis.url, 1, timeout_s=0.1, rate_limit=(RateLimit(50, 3600),)) as (proxy,):
+        assert await proxy.told("a") == ""
+        redis.pause()
+        assert await asyncio.gather(*(proxy.told(f"v{n}") for n in range(20))) == [""] * 20
+        assert proxy.fleet.trouble
+        assert [await proxy.told("a") for _ in range(50)] == [""] * 49 + ["rate_limited"]
+        redis.resume()
+        await until(lambda: not proxy.fleet.trouble)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+async def test_what_a_paused_redis_takes_up_late_is_not_open_for_ever(redis: RedisServer) -> None:
+    async with proxies(redis.url, 2, lease_s=0.6, timeout_s=0.15, max_streams_per_visitor=1) as (one, two):
+        redis.pause()
+        assert await one.told("a") == "", "Redis is away, its own limits say yes"
+        redis.resume()  # and only now reads the question
+        await until(lambda: not (one.fleet.trouble or two.fleet.trouble))
+
+        async def is_free() -> bool:
+            return await two.told("a") == ""
+
+        await until(is_free)
+
+
+async def test_what_redis_has_forgotten_is_told_again(redis: RedisServer) -> None:
+    async with proxies(redis.url, 2, lease_s=0.3, max_streams_per_visitor=1) as (one, two):
+        place = await one.open("a")
+        async with raw(redis) as client:
+            await client.flushall()
+
+        async def is_known() -> bool:
+            return await two.told("a") == "too_many_streams"
+
+        await until(is_known)
+        place.__exit__()
+
+
+async def test_a_clock_that_is_set_back_locks_nobody_out(redis: RedisServer) -> None:
+    """F21: all times are those of Redis, and it may be wrong."""
+    async with proxies(redis.url, 1, rate_limit=(RateLimit(1, 3600),), max_streams_per_visitor=1) as (proxy,):
+        assert await proxy.told("a") == ""
+        async with raw(redis) as client:
+            year = 365 * 86400 * 10**6
+            (key,) = [key async for key in client.scan_iter(f"{PREFIX}rate:*")]
+            await client.rpush(key, int(await client.rpop(key)) + year)
+            await client.zadd(f"{PREFIX}alive", {"dead": 10**18})
+            await client.hset(f"{PREFIX}visitors:dead", key.rpartition(":")[2], 5)
+        fresh = Proxy(Limits(AccessSettings(), ServerState()), proxy.fleet)
+        assert await fresh.told("a") == ""
+
+
+# --- as in production ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def doubao() -> AsyncIterator[DoubaoFake]:
+    async with DoubaoFake(PLAY) as fake:
+        yield fake
+
+
+def with_redis(redis: RedisServer, fake: DoubaoFake, **more: str) -> dict[str, str]:
+    return {**fake.environ, "DOUBAO_MODEL": MODEL, "MOGINE_REDIS_URL": redis.url, **more}
+
+
+async def ask(session: aiohttp.ClientSession, child: Child, **fields: Any) -> int:
+    async with session.post(child.url() + LLM, json=question(**fields)) as response:
+        await response.read()
+        return response.status
+
+
+async def test_processes_of_several_homes_hold_one_limit(
+    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake, tmp_path: Path
+) -> None:
+    env = with_redis(redis, doubao, MOGINE_RATE_LIMIT="9/hour")
+    others = [tmp_path / name for name in ("second", "third")]
+    for home in others:
+        home.mkdir()
+    children = [await spawn("proxy", env)]
+    children += [await spawn("proxy", env, home=home) for home in others]
+    children.append(await spawn("proxy", env, "--workers", "2", home=others[0]))
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        statuses = [await ask(session, children[number % 4]) for number in range(16)]
+        assert statuses == [200] * 9 + [429] * 7
+        for child in children:
+            async with session.get(child.url() + "/readyz") as response:
+                assert (response.status, (await response.json())["redis"]) == (200, "ok")
+        async with session.get(children[0].url() + "/metrics") as response:
+            assert _value(await response.text(), "mogine_redis_away") == 0
+    assert len(doubao.requests) == 9
+
+
+async def test_answers_of_a_process_that_is_killed_are_open_no_longer(
+    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake
+) -> None:
+    doubao.play(script(say("一"), hang()))
+    env = with_redis(redis, doubao, MOGINE_MAX_STREAMS_PER_VISITOR="2")
+    victim, heir = await spawn("proxy", env), await spawn("proxy", env)
+    async with aiohttp.ClientSession() as session:
+        body = question(stream=True)
+        running = [asyncio.create_task(session.post(victim.url() + LLM, json=body)) for _ in range(2)]
+        await doubao.wait_requests(2, timeout_s=20)
+        doubao.play(PLAY)
+        assert await ask(session, heir) == 429
+        os.kill(victim.process.pid, signal.SIGKILL)
+        # Its lease of 15 s is over: what Redis does by itself then, without the wait.
+        async with raw(redis) as client:
+            lives = await client.zrange(f"{PREFIX}alive", 0, -1)
+            ttls = [await client.pttl(f"{PREFIX}open:{life}") for life in lives]
+            assert [0 < ttl <= 15_000 for ttl in ttls if ttl != -2] == [True]
+            (dead,) = [life for life, ttl in zip(lives, ttls, strict=True) if ttl != -2]
+            await client.pexpire(f"{PREFIX}open:{dead}", 1)
+            await client.pexpire(f"{PREFIX}visitors:{dead}", 1)
+
+        async def is_free() -> bool:
+            return await ask(session, heir) == 200
+
+        await until(is_free)
+        for task in running:
+            (await task).close()
+
+
+async def test_a_proxy_without_its_redis_serves_says_so_and_recovers(
+    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake
+) -> None:
+    """P43, F28."""
+    child = await spawn("proxy", with_redis(redis, doubao, MOGINE_RATE_LIMIT="3/hour"))
+    async with aiohttp.ClientSession() as session:
+
+        async def redis_is(state: str) -> bool:
+            async with session.get(child.url() + "/readyz") as response:
+                return bool(re.fullmatch(state, (await response.json())["redis"]))
+
+        assert await ask(session, child) == 200
+        redis.kill()
+        await until(lambda: redis_is(r"away \(\w+\)"))
+        async with session.get(child.url() + "/metrics") as response:
+            assert _value(await response.text(), "mogine_redis_away") == 1
+        assert [await ask(session, child) for _ in range(3)] == [200, 200, 429]
+        redis.start()
+        await until(lambda: redis_is("ok"))
+    child.send(signal.SIGTERM)
+    assert await child.ended() == 0
+    assert child.stderr.count("Redis is away") == 1 and "Traceback" not in child.stderr
+
+
+async def test_a_password_of_redis_is_used_and_told_to_nobody(
+    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake
+) -> None:
+    """P18."""
+    async with raw(redis) as client:
+        await client.config_set("requirepass", "test-password-redis")
+    children = [
+        await spawn(
+            "proxy", with_redis(redis, doubao, MOGINE_REDIS_URL=redis.url.replace("//", f"//:{word}@"))
+        )
+        for word in ("test-password-redis", "test-password-wrong")
+    ]
+    found = []
+    async with aiohttp.ClientSession() as session:
+        for child in children:
+            assert await ask(session, child) == 200
+            async with session.get(child.url() + "/readyz") as response:
+                found.append((await response.json())["redis"])
+            assert "test-password" not in child.stderr
+    assert found == ["ok", "away (ConnectionError)"]
+    assert "username-password" in children[1].stderr
+
+
+async def test_a_proxy_starts_without_its_redis(spawn: Spawn, redis: RedisServer, doubao: DoubaoFake) -> None:
+    redis.kill()
+    child = await spawn("proxy", with_redis(redis, doubao, MOGINE_RATE_LIMIT="2/hour"))
+    async with aiohttp.ClientSession() as session:
+        assert [await ask(session, child) for _ in range(3)] == [200, 200, 429]
+
+
+async def test_what_other_homes_spend_counts_against_the_budget(
+    serve: Start, redis: RedisServer, doubao: DoubaoFake, tmp_path: Path
+) -> None:
+    env = with_redis(redis, doubao, MOGINE_DAILY_BUDGET_CNY="3", MOGINE_MONTHLY_BUDGET_CNY="50")
+    one: Served = await serve(env=env)
+    other = tmp_path / "other"
+    other.mkdir()
+    two: Served = await serve(env=env, home=other)
+    for served in (one, one, two):
+        assert (await served.post(LLM, question())).status == 200
+    for served in (one, two):
+
+        async def is_spent(served: Served = served) -> bool:
+            return (await served.post(LLM, question())).status == 429
+
+        await until(is_spent)
+        assert_envelope(await served.post(LLM, question()), 429, "budget_exhausted")
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_without_the_setting_the_package_is_not_even_imported() -> None:
+    code = (
+        "import sys, mogine.serve.proxy; "
+        "sys.exit(any(name.split('.')[0] == 'redis' or name.endswith('fleet') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("redis://10.0.0.1:6379/2", "redis://10.0.0.1:6379/2"),
+        ("valkey://:secret@host", "redis://:secret@host"),
+        ("rediss://user:secret@host:6380/0", "rediss://user:secret@host:6380/0"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_an_address_of_redis_is_taken_in_the_usual_spellings(home: Path, written: str, read: str) -> None:
+    assert load_settings({"MOGINE_REDIS_URL": written}, home).access.redis_url == read
+
+
+@pytest.mark.parametrize(
+    "written", ["localhost:6379", "http://host", "redis://", "redis://host/name", "unix://"]
+)
+def test_a_wrong_address_of_redis_is_told_without_its_password(home: Path, written: str) -> None:
+    with pytest.raises(SettingsError, match="MOGINE_REDIS_URL"):
+        load_settings({"MOGINE_REDIS_URL": written}, home)
+
+
+def _value(text: str, name: str) -> float:
+    (family,) = [family for family in text_string_to_metric_families(text) if family.name == name]
+    return family.samples[0].value
