@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from mogine.analytics.unanswered import Gap
     from mogine.gaps.loop import Change, Gaps, Refreshed
 
-app = typer.Typer(
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    help="What could not be answered, and what became of it.",
-)
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 SHOWN = 20
 WANTED = ("open", "accepted")
