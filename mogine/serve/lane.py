@@ -25,6 +25,7 @@ from mogine.serve.sse import Sent
 MAX_HEAD_BYTES = 8_000  # well below aiohttp's own limits, which then apply
 MAX_EARLY_BYTES = 64 * 1024
 LINGER_S = 10.0
+FLUSH_S = 0.2
 JSON_HEAD = template({hdrs.CONTENT_TYPE: "application/json", hdrs.CACHE_CONTROL: "no-store"})
 # Whoever sends these is not understood here.
 UNUSUAL = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"content-encoding", b"te", b"trailer"))
@@ -63,6 +64,11 @@ class Lanes:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
         for lane in tuple(self.open):
+            lane.wind_down()
+        end = self.loop.time() + FLUSH_S  # for what was written and has not left yet
+        while self.open and self.loop.time() < end and not any(lane.is_busy for lane in self.open):
+            await asyncio.sleep(FLUSH_S / 20)
+        for lane in tuple(self.open):
             lane.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
@@ -72,19 +78,9 @@ class Lane(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        *(
-            "_body",
-            "_complete",
-            "_drained",
-            "_due",
-            "_early",
-            "_extra",
-            "_headers",
-            "_in_head",
-            "_keep_alive",
-        ),
-        *("_lanes", "_length", "_lingering", "_parser", "_paused", "_raw", "_rings_at", "_target", "_task"),
-        *("_timer", "_unusual", "_url", "peer", "transport"),
+        *("_body", "_complete", "_drained", "_due", "_early", "_extra", "_headers", "_in_head"),
+        *("_keep_alive", "_lanes", "_length", "_lingering", "_parser", "_paused", "_raw", "_rings_at"),
+        *("_target", "_task", "_timer", "_unusual", "_url", "peer", "transport"),
     )
 
     def __init__(self, lanes: Lanes) -> None:
@@ -383,9 +379,14 @@ class Lane(asyncio.Protocol):
 
     def wind_down(self) -> "asyncio.Task[None] | None":
         """Closes an idle connection; else the task whose answer is awaited first."""
-        if self._task is None:
-            self.abort()
+        if self._task is None and self.transport is not None:
+            self.transport.close()
         return self._task
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being given."""
+        return self._task is not None
 
     def abort(self) -> None:
         """Ends the connection, and with it its answer."""
