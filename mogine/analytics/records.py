@@ -144,7 +144,7 @@ class Window:
 class Selection:
     """Which rows are wanted; "" and None pick everything. `search` is found in question or answer.
 
-    `unanswered` picks those with any of SIGNALS.
+    `unanswered` picks those with any of SIGNALS; `bot` is "yes" for crawlers alone, "no" for all others.
     """
 
     since: datetime | None = None
@@ -158,4 +158,5 @@ class Selection:
     session: str = ""
     feedback: str = ""
     unanswered: bool = False
+    bot: str = ""
     search: str = ""

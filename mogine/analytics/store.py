@@ -954,6 +954,8 @@ def _where(
                 params.append(_word(value))
     if selection.unanswered:
         terms.append("q.bot = 0 AND q.signals <> 0")  # as the index has it
+    if selection.bot:
+        terms.append("q.bot = 1" if selection.bot == "yes" else "q.bot = 0")
     return " AND ".join(terms), params
 
 

@@ -169,6 +169,15 @@ async def test_overview_tells_numbers_with_their_meaning_and_change(browser: Bro
         await ready(v)
         await expect(v.page.locator(".live tbody tr")).to_have_count(6)
         await expect(tile(v, "Crawlers").locator(".value")).to_have_text("1")
+        await show(v, "Conversations")
+        await expect(v.page.locator("tbody tr")).to_have_count(5)
+        await v.page.get_by_label("Show crawlers").uncheck()
+        await ready(v)
+        await expect(v.page.locator("tbody tr")).to_have_count(4)
+        async with v.page.expect_download() as download:
+            await v.page.get_by_role("button", name="Export").click()
+        text = (await (await download.value).path()).read_text("utf-8-sig")
+        assert len(text.splitlines()) == 5, "the heading and what is on the screen"
 
 
 async def test_range_is_in_the_address_and_survives_reload_and_the_back_button(
