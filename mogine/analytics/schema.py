@@ -188,10 +188,15 @@ CRAWLERS = """
 CREATE INDEX queries_by_bot ON queries (bot) WHERE bot = 1
 """
 
+SEARCH_MS = """
+ALTER TABLE queries ADD COLUMN search_ms INTEGER
+"""
+
 # Append only: a step that has been released is never edited, a change of the tables is a new step.
 STEPS: tuple[tuple[str, str], ...] = (
     ("001_first_tables", FIRST_TABLES),
     ("002_rollups", ROLLUPS),
     ("003_gaps", GAPS),
     ("004_crawlers", CRAWLERS),
+    ("005_search_ms", SEARCH_MS),
 )

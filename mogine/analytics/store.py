@@ -47,7 +47,7 @@ PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: 
 _NUMBERS = (
     "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type", "answered",
     "top_score", "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
-    "first_token_ms", "duration_ms", "feedback", "bot", "signals",
+    "first_token_ms", "duration_ms", "feedback", "bot", "signals", "search_ms",
 )  # fmt: skip
 _ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
 _INSERT_ROWS = {
@@ -877,6 +877,7 @@ def as_row(record: QueryRecord) -> Bound:
         _word(record.feedback),
         int(record.bot),
         signal_bits(record.signals),
+        _integer(record.search_ms),
     ]
     citations = [
         (

@@ -32,7 +32,11 @@ def test_reading_an_absent_record_creates_nothing(store: AnalyticsStore, data: P
 
 def test_a_row_comes_back_as_it_was(store: AnalyticsStore) -> None:
     full = row(
-        tokens_estimated=True, feedback="up", error_type="x", citations=(cite("a"), cite("b", number=2))
+        tokens_estimated=True,
+        feedback="up",
+        error_type="x",
+        citations=(cite("a"), cite("b", number=2)),
+        search_ms=14,
     )
     bare = QueryRecord(started_at=NOON + MINUTE, kind="llm", provider="extract", status="refused")
     assert store.insert([full, bare]) == 2

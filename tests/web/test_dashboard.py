@@ -216,7 +216,12 @@ async def test_conversation_is_shown_as_the_visitor_saw_it_with_its_trace(
 ) -> None:
     rows = [
         asked(
-            2, session="sa", question="How to return?", answer="Within **seven** days [1].", cost_cny=0.0123
+            2,
+            session="sa",
+            question="How to return?",
+            answer="Within **seven** days [1].",
+            cost_cny=0.0123,
+            search_ms=17,
         ),
         asked(1, session="sa", question="And then?", answer="A refund."),
         asked(3, session="sb", question="Something else", status="error", error_type="upstream_timeout"),
@@ -232,6 +237,7 @@ async def test_conversation_is_shown_as_the_visitor_saw_it_with_its_trace(
         await expect(v.page.locator(".turns strong")).to_have_text("seven")
         trace = v.page.locator(".trace").first
         await expect(trace).to_contain_text("300 ms")
+        await expect(trace).to_contain_text("Search in the documents17 ms")
         await expect(trace).to_contain_text("Title of docs/refund.md")
         await v.page.get_by_role("button", name="Back to the list").click()
         await ready(v)

@@ -110,6 +110,7 @@ function turn(row, place, isOpen) {
     [t.status, t.statuses[/** @type {"ok"} */ (row.status)] + (row.error_type ? ` (${row.error_type})` : "")],
     [t.answered, t[/** @type {"yes"} */ (row.answered)] ?? row.answered],
     [t.provider, [row.provider, row.model].filter(Boolean).join(" / ")],
+    [t.searchTime, duration(row.search_ms)],
     [t.firstWord, duration(row.first_token_ms)],
     [t.total, duration(row.duration_ms)],
     [t.tokens, tokens + (row.tokens_estimated ? ` (${t.estimated})` : "")],
