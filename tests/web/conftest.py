@@ -34,6 +34,7 @@ CONFIG = {
     "handoff": {"text": "", "contacts": ["400-000-0188", "service@songjian.example"], "picture": ""},
     "privacy": {"text": "", "url": ""},
 }
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "is_mobile": True, "has_touch": True}
 # A company's page with rules that would spoil every button on it, were the widget not apart.
 HOST_PAGE = """<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

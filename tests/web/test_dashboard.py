@@ -131,16 +131,17 @@ async def test_token_signs_in_and_a_wrong_one_does_not(browser: Browser, home: P
             await ready(v)
 
 
-async def test_every_screen_works_through_nginx_with_tls_behind_a_prefix(
-    browser: Browser, home: Path, nginx: Fronted
+@pytest.mark.parametrize("prefix", ["/", PREFIX])
+async def test_every_screen_works_through_nginx_with_tls_under_any_prefix(
+    browser: Browser, home: Path, nginx: Fronted, prefix: str
 ) -> None:
     take_in(home, "Refunds take three days.")
-    async with owner(home, [asked(n, session=f"s{n}") for n in range(5)], MOGINE_BASE_PATH=PREFIX) as o:
+    async with owner(home, [asked(n, session=f"s{n}") for n in range(5)], MOGINE_BASE_PATH=prefix) as o:
         port = int(o.running.settings.analytics.port)
-        o.base = nginx(port).url("")
+        o.base = nginx({prefix: port}).url("", prefix)
         async with o.signed_in(browser) as v:
             (cookie,) = await v.page.context.cookies()
-            assert (cookie["path"], cookie["secure"]) == (PREFIX, True)
+            assert (cookie["path"], cookie["secure"]) == (prefix, True)
             for view in VIEWS:
                 await show(v, view.capitalize())
                 assert f"view={view}" in v.page.url
@@ -387,7 +388,8 @@ async def test_export_of_a_screen_holds_no_formula(browser: Browser, home: Path)
         assert '"\'=HYPERLINK(""https://evil.example"")"' in text
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_screen_breaks_a_rule_of_accessibility_or_overflows(
     browser: Browser, home: Path, scheme: Any, width: int
 ) -> None:

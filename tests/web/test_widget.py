@@ -9,13 +9,12 @@ from playwright.async_api import Browser, expect
 
 from mogine.serve.colours import palette
 from tests.web.axe import violations
-from tests.web.conftest import Exchange, PageServer, Visit, visit
+from tests.web.conftest import PHONE, Exchange, PageServer, Visit, visit
 from tests.web.test_chat_page import CITATIONS, HOSTILE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 HOST = "/company/1"
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "is_mobile": True, "has_touch": True}
 START = {"request_id": "r" * 44, "session_id": "s" * 32}
 
 
@@ -391,7 +390,8 @@ async def test_damaged_storage_does_no_harm(browser: Browser, server: PageServer
         await expect(v.page.locator("#greeting")).to_be_visible()
 
 
-@pytest.mark.parametrize(("scheme", "phone"), [("light", False), ("dark", True)])
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_breaks_a_rule_of_accessibility(
     browser: Browser, server: PageServer, scheme: Any, phone: bool
 ) -> None:
