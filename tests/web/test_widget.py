@@ -251,10 +251,13 @@ async def test_thumbs_are_sent_with_a_reason(browser: Browser, server: PageServe
     async with visit(browser, server, HOST) as v:
         await opened(v)
         await answered(await ask(v, server), "x")
+        server.take_thumbs.clear()
         await v.page.get_by_role("button", name="Not helpful").click()
         await v.page.get_by_role("radio", name="Something is missing").check()
         await v.page.get_by_label("Tell us more (optional)").fill("the price")
         await v.page.locator(".rating").get_by_role("button", name="Send").click()
+        assert server.thumbs == [], "why can be told before the thumb has arrived"
+        server.take_thumbs.set()
         await expect(v.page.locator(".actions [role=status]")).to_have_text("Thank you, that helps us.")
         assert server.thumbs[0] == {
             "request_id": "r1",
