@@ -565,3 +565,29 @@ async def test_form_without_javascript_breaks_no_rule_of_accessibility(
         await v.page.reload()
         await expect(v.page.locator("#plain-question")).to_be_visible()
         assert await violations(v.page) == []
+
+
+@pytest.mark.parametrize("width", [1180, 1280, 1600])
+async def test_sources_list_and_field_stay_in_their_places_whatever_their_words(
+    browser: Browser, server: PageServer, width: int
+) -> None:
+    options: dict[str, Any] = {"viewport": {"width": width, "height": 860}, "reduced_motion": "reduce"}
+    async with visit(browser, server, **options) as v:
+        exchange = await ask(v, server, "How long is the warranty of the " + "S800 under-sink purifier " * 5)
+        long = {"title": "S600 / S800 " * 9, "heading": "filter and trouble guide > " * 9}
+        await exchange.send("citations", {"citations": [{**CITATIONS["citations"][0], **long}]})
+        await exchange.delta("Three years [1].")
+        await exchange.done()
+        await expect(v.page.locator(".actions")).to_be_visible()
+        edges = """(selector) => [...document.querySelectorAll(selector)].map((e) => {
+            const box = e.getBoundingClientRect();
+            return [Math.round(box.left), Math.round(box.right)];
+        })"""
+        ((list_left, list_right),) = await v.page.evaluate(edges, "#side")
+        for left, right in await v.page.evaluate(edges, "#conversations button, #conversations span"):
+            assert list_left <= left <= right <= list_right
+        ((answer_left, answer_right),) = await v.page.evaluate(edges, ".prose")
+        for left, right in await v.page.evaluate(edges, ".sources details, .sources summary > *"):
+            assert answer_right <= left <= right <= width
+        ((left, right),) = await v.page.evaluate(edges, "#composer")
+        assert list_right <= left <= answer_left and answer_right <= right <= answer_right + 40
