@@ -144,7 +144,7 @@ async def test_system_tells_of_servers_that_do_not_run(serve: Start) -> None:
 
 async def test_doctor_is_asked_from_the_page(serve: Start) -> None:
     served = await serve("analytics")
-    reply = await served.ask("POST", "/api/analytics/doctor", server="analytics", headers=BEARER)
+    reply = await served.ask("POST", "/api/analytics/doctor", server="analytics", headers=BEARER, json={})
     lines = {line["name"]: line for line in reply.json["lines"]}
     assert lines["backup"]["status"] == "warning" and "mogine backup" in lines["backup"]["fix"]
 
