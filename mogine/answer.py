@@ -3,7 +3,8 @@
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -137,10 +138,10 @@ async def answer(
     Without a retriever, or when it fails, there are no citations and the answer goes on.
     """
     manner = manner or Manner()
-    found = await find(request, retriever, manner.top_k)
-    hits = found or ()
+    search = await find(request, retriever, manner.top_k)
+    hits = search.hits or ()
     citations = tuple(cite(hits))
-    yield Citations(citations, searched=found is not None)
+    yield Citations(citations, searched=search.hits is not None, search_ms=search.took_ms)
     plain = replace(request, citations=citations)
     grounded = ground(plain, hits, manner)
     first_error: UpstreamError | None = None
@@ -208,16 +209,32 @@ class _Words:
         self._held, self._is_declined = "", False
 
 
-async def find(request: ChatRequest, retriever: Retriever | None, top_k: int) -> Sequence[Hit] | None:
-    """The passages that may hold the answer; None when the knowledge base is away."""
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What may hold the answer, best first; `hits` is None when the knowledge base is away, `took_ms` when
+    it was not asked."""
+
+    hits: Sequence[Hit] | None = None
+    took_ms: int | None = None
+
+
+async def find(
+    request: ChatRequest,
+    retriever: Retriever | None,
+    top_k: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Search:
+    """The passages that are near enough to the question."""
     if retriever is None or not request.question.strip():
-        return None
+        return Search()
+    began = clock()
+    hits = None
     try:
         found = await retriever.search(search_words(request), top_k)
-        return [hit for hit in found.hits if hit.score >= MIN_SCORE]
+        hits = [hit for hit in found.hits if hit.score >= MIN_SCORE]
     except MogineError as error:
         log.warning("answering without the knowledge base (%s)", error.reason)
-        return None
+    return Search(hits, round((clock() - began) * 1000))
 
 
 def search_words(request: ChatRequest) -> str:

@@ -74,10 +74,12 @@ class Citations:
     """The passages an answer stands on; sent before its first word.
 
     `searched` is False when there was no knowledge base to be asked, which is another thing than none found.
+    `search_ms` is how long they were looked for, in vain too; None when nobody looked.
     """
 
     items: tuple[Citation, ...]
     searched: bool = True
+    search_ms: int | None = None
 
 
 @value(frozen=True, slots=True)

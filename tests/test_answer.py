@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -15,6 +15,7 @@ from mogine.answer import (
     Manner,
     answer,
     estimate_tokens,
+    find,
     quote,
     search_words,
 )
@@ -111,9 +112,10 @@ async def test_citations_come_first_then_who_answers_then_the_words() -> None:
         (
             Citation(1, "题", "题.md", "", "", "一", 0.8),
             Citation(2, "题二", "题二.md", "", "", "二", 0.4),
-        )
+        ),
     )
-    assert events == [
+    assert isinstance(events[0], Citations)
+    assert [replace(events[0], search_ms=None), *events[1:]] == [
         citations, Answering("a", "model"), Reasoning("嗯"), Delta("好"), Usage(1, 2), Finish("stop"),
     ]  # fmt: skip
     assert shelf.asked == [("问", 4)]
@@ -124,9 +126,19 @@ async def test_citations_come_first_then_who_answers_then_the_words() -> None:
 async def test_an_answer_does_without_a_knowledge_base(retriever: Shelf | None) -> None:
     provider = Speaker("a", said(Delta("好"), Finish("stop")))
     events = await collect(request("问"), [provider], retriever)
-    assert events[0] == Citations((), searched=False)
+    assert isinstance(events[0], Citations)
+    assert (events[0].items, events[0].searched) == ((), False)
+    assert (events[0].search_ms is None) == (retriever is None)
     assert Delta("好") in events
     assert provider.asked[0].messages[-1].text == "问"
+
+
+@pytest.mark.parametrize("shelf", [Shelf([hit("一")]), Shelf(error=Unavailable("away"))])
+async def test_a_search_is_timed_also_when_it_fails(shelf: Shelf) -> None:
+    ticks = iter((1.0, 1.0146))
+    search = await find(request("问"), shelf, 3, clock=lambda: next(ticks))
+    assert search.took_ms == 15
+    assert (await find(request(" "), shelf, 3)).took_ms is None, "nobody looked"
 
 
 async def test_passages_that_have_nothing_to_do_with_the_question_are_left_out() -> None:

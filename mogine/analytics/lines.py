@@ -18,7 +18,9 @@ from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 BATCH = 1000
 AHEAD = 3  # batches that wait for a slow taker, of some hundred kilobytes each
 
-_NUMBERS = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms")
+_NUMBERS = (
+    "prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms", "search_ms",
+)  # fmt: skip
 _REALS = ("top_score", "cost_cny")
 _FLAGS = ("tokens_estimated", "bot")
 _OWN_WORDS = ("id", "kind", "visitor", "provider", "status", "error_type", "answered", "feedback")

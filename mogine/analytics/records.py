@@ -52,6 +52,7 @@ class QueryRecord:
     Texts come as they are: the recorder masks them before anything is written. Of a citation the
     excerpt is not kept. `signals` tell why the question counts as unanswered: no passage was near enough, the
     answer said that it is not in the documents, a thumb down, the same words tried again, a person asked for.
+    `search_ms` is how long passages were looked for, None when nobody looked.
     """
 
     started_at: datetime
@@ -79,6 +80,7 @@ class QueryRecord:
     feedback: Feedback = ""
     bot: bool = False
     signals: tuple[Signal, ...] = ()
+    search_ms: int | None = None
 
     def __post_init__(self) -> None:
         if self.started_at.tzinfo is None:
@@ -144,7 +146,7 @@ class Window:
 class Selection:
     """Which rows are wanted; "" and None pick everything. `search` is found in question or answer.
 
-    `unanswered` picks those with any of SIGNALS.
+    `unanswered` picks those with any of SIGNALS; `bot` is "yes" for crawlers alone, "no" for all others.
     """
 
     since: datetime | None = None
@@ -158,4 +160,5 @@ class Selection:
     session: str = ""
     feedback: str = ""
     unanswered: bool = False
+    bot: str = ""
     search: str = ""

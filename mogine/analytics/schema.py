@@ -183,9 +183,20 @@ CREATE TABLE gap_events (
 CREATE INDEX gap_events_by_gap ON gap_events (gap)
 """
 
+# Crawlers are few: their list is short, and found without reading what people asked.
+CRAWLERS = """
+CREATE INDEX queries_by_bot ON queries (bot) WHERE bot = 1
+"""
+
+SEARCH_MS = """
+ALTER TABLE queries ADD COLUMN search_ms INTEGER
+"""
+
 # Append only: a step that has been released is never edited, a change of the tables is a new step.
 STEPS: tuple[tuple[str, str], ...] = (
     ("001_first_tables", FIRST_TABLES),
     ("002_rollups", ROLLUPS),
     ("003_gaps", GAPS),
+    ("004_crawlers", CRAWLERS),
+    ("005_search_ms", SEARCH_MS),
 )

@@ -47,7 +47,7 @@ PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: 
 _NUMBERS = (
     "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type", "answered",
     "top_score", "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
-    "first_token_ms", "duration_ms", "feedback", "bot", "signals",
+    "first_token_ms", "duration_ms", "feedback", "bot", "signals", "search_ms",
 )  # fmt: skip
 _ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
 _INSERT_ROWS = {
@@ -877,6 +877,7 @@ def as_row(record: QueryRecord) -> Bound:
         _word(record.feedback),
         int(record.bot),
         signal_bits(record.signals),
+        _integer(record.search_ms),
     ]
     citations = [
         (
@@ -954,6 +955,8 @@ def _where(
                 params.append(_word(value))
     if selection.unanswered:
         terms.append("q.bot = 0 AND q.signals <> 0")  # as the index has it
+    if selection.bot:
+        terms.append("q.bot = 1" if selection.bot == "yes" else "q.bot = 0")
     return " AND ".join(terms), params
 
 

@@ -100,8 +100,9 @@ def _require_free_ports(settings: Settings) -> None:
 
 
 def _words(running: "Running") -> str:
-    """The addresses, and three things to try."""
-    proxy, program = running.url("proxy"), _program()
+    """The addresses, and what to try."""
+    proxy = running.url("proxy")
+    program = f"{_program()} --home {shlex.quote(str(running.settings.home))}"
     question = """'{"question": "How long is the warranty of the S800?"}'"""
     return f"""
 mogine is running on the sample documents of an invented company, without a key and without a network.
@@ -109,13 +110,15 @@ mogine is running on the sample documents of an invented company, without a key 
   chat page       {proxy}/chat/
   proxy           {proxy}
   knowledge base  {running.url("kb")}
-  analytics       {running.url("analytics")}
+  dashboard       {running.url("analytics")}/dashboard/
 
-Three things to try:
+Four things to try:
 
   1. Open {proxy}/chat/ and ask: 退款多久到账？
   2. curl -N {proxy}/api/chat -H 'Content-Type: application/json' -d {question}
-  3. {program} --home {shlex.quote(str(running.settings.home))} stats --days 30
+  3. {program} stats --days 30
+  4. {program} admin link --url {running.url("analytics")}
+     and open what it prints: the dashboard
 
 Answers are quoted from the documents; with a key, a model puts them into words. Ctrl-C stops.
 """

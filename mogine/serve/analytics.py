@@ -37,6 +37,7 @@ MAX_LIMIT = 1000
 HEALTH_AGE_S = 5.0
 PIECE_BYTES = 64 * 1024
 MAX_LINK_BYTES = 1024
+BOTS = ("yes", "no", "all")
 GAP = "/api/analytics/gaps/{id:[0-9]{1,15}}"
 FILTERS = (
     "provider",
@@ -48,6 +49,7 @@ FILTERS = (
     "session",
     "feedback",
     "unanswered",
+    "bot",
     "q",
     "since",
     "until",
@@ -306,6 +308,7 @@ class Filters:
             session=self.text("session", 256),
             feedback=self.one_of("feedback", (*RATINGS, "any")),
             unanswered=self.one_of("unanswered", ("0", "1")) == "1",
+            bot="" if (bot := self.one_of("bot", BOTS)) == "all" else bot,
             search=self.text("q", MAX_SEARCH_CHARS),
         )
 

@@ -121,8 +121,9 @@ class _Turns:
         if request.session_id and not await desk.allows_vendor_session(request.session_id, self._bucket):
             request = replace(request, session_id=None)
         if not provider.dialect:
-            hits = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
-            request = replace(request, citations=tuple(cite(hits or ())))
+            search = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
+            self._seen.search_ms = search.took_ms
+            request = replace(request, citations=tuple(cite(search.hits or ())))
         else:
             system = desk.site.now().assistant.get("llm_system_prompt")
             if isinstance(system, str) and system.strip():

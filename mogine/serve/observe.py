@@ -50,6 +50,7 @@ class Observation:
     request: ChatRequest | None = None
     citations: tuple[Citation, ...] = ()
     searched: bool = True
+    search_ms: int | None = None
     declined: bool = False
     usage: Usage | None = None
     finish: Finish | None = None
@@ -103,8 +104,10 @@ class Observation:
                 self.model = event.model or self.model
             case Answering(provider, model):
                 self.provider, self.model = provider, model
-            case Citations(items, searched):
+            case Citations(items, searched, search_ms):
                 self.citations, self.searched = items, searched
+                # An application's own sources come later, and tell nothing of our search.
+                self.search_ms = self.search_ms if search_ms is None else search_ms
             case Declined():
                 self.declined = True
             case ToolCalls():
@@ -174,6 +177,7 @@ class Observation:
             duration_ms=self._elapsed_ms(),
             bot=self.bot,
             signals=self.signals,
+            search_ms=self.search_ms,
         )
 
     def usage_so_far(self) -> Usage | None:

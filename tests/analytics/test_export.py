@@ -145,6 +145,7 @@ def nasty_rows(draw: st.DrawFn) -> QueryRecord:
         cost_cny=draw(NUMBERS),
         prompt_tokens=draw(st.none() | st.integers(0, 2**60)),
         first_token_ms=draw(st.none() | st.integers(0, 10**6)),
+        search_ms=draw(st.none() | st.integers(0, 10**6)),
         tokens_estimated=draw(st.booleans()),
         bot=draw(st.booleans()),
         signals=tuple(s for s in SIGNALS if draw(st.booleans())),

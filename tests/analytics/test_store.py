@@ -32,7 +32,11 @@ def test_reading_an_absent_record_creates_nothing(store: AnalyticsStore, data: P
 
 def test_a_row_comes_back_as_it_was(store: AnalyticsStore) -> None:
     full = row(
-        tokens_estimated=True, feedback="up", error_type="x", citations=(cite("a"), cite("b", number=2))
+        tokens_estimated=True,
+        feedback="up",
+        error_type="x",
+        citations=(cite("a"), cite("b", number=2)),
+        search_ms=14,
     )
     bare = QueryRecord(started_at=NOON + MINUTE, kind="llm", provider="extract", status="refused")
     assert store.insert([full, bare]) == 2
@@ -281,6 +285,9 @@ def test_cursors_come_back(seq: int) -> None:
         (Selection(model="other"), {"d"}),
         (Selection(feedback="down"), {"a"}),
         (Selection(feedback="any"), {"a"}),
+        (Selection(bot="yes"), {"c"}),
+        (Selection(bot="no"), {"a", "b", "d"}),
+        (Selection(bot="no", search="退款"), {"a", "b"}),
         (Selection(since=NOON - MINUTE, until=NOON), {"b"}),
         (Selection(since=datetime(9999, 12, 31, tzinfo=UTC)), set()),
         (Selection(until=datetime(9999, 12, 31, tzinfo=UTC)), {"a", "b", "c", "d"}),
@@ -298,7 +305,15 @@ def test_filters(store: AnalyticsStore, selection: Selection, expected: set[str]
         [
             row(id="a", feedback="down"),
             row(MINUTE, id="b", provider="dashscope", kind="v1"),
-            row(2 * MINUTE, id="c", status="error", answered="no", question="100% cotton?", answer=""),
+            row(
+                2 * MINUTE,
+                id="c",
+                status="error",
+                answered="no",
+                question="100% cotton?",
+                answer="",
+                bot=True,
+            ),
             row(
                 3 * MINUTE,
                 id="d",
@@ -370,11 +385,11 @@ def test_the_newest_write_is_when_the_newest_answer_ended(store: AnalyticsStore)
 
 
 @pytest.mark.parametrize(
-    "column", ["provider", "model", "kind", "status", "answered", "visitor", "session", "feedback"]
+    "column", ["provider", "model", "kind", "status", "answered", "visitor", "session", "feedback", "bot"]
 )
 def test_every_filter_is_served_by_an_index(store: AnalyticsStore, column: str) -> None:
     store.insert([row()])
-    chosen: dict[str, Any] = {column: "x"}
+    chosen: dict[str, Any] = {column: "yes" if column == "bot" else "x"}
     where, params = _where(Selection(**chosen))
     with store.reader() as reader:
         plan = reader.all(

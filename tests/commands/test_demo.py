@@ -67,7 +67,12 @@ def test_demo_serves_answers_records_and_stops(mogine: Run, tmp_path: Path) -> N
     with running_demo("--dir", str(home), "--port-base", str(base)) as (child, told):
         proxy = f"http://127.0.0.1:{base + 41}"
         assert f"{proxy}/chat/" in told
-        assert len(re.findall(r"^  [123]\. ", told, re.M)) == 3, told
+        assert len(re.findall(r"^  [1234]\. ", told, re.M)) == 4, told
+        opened = re.search(r" (admin link --url \S+)", told)
+        assert opened is not None
+        link = mogine("--home", str(home), *opened[1].split()).stdout.strip()
+        assert link.startswith(f"http://127.0.0.1:{base + 42}/dashboard/#link=")
+        assert httpx.get(link).status_code == 200
         page = httpx.get(f"{proxy}/chat/")
         assert page.status_code == 200 and "<html" in page.text
         for question, cited in (

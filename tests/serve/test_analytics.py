@@ -171,10 +171,14 @@ async def test_queries_are_paged_newest_first(client: Client, store: AnalyticsSt
 
 async def test_queries_are_filtered(client: Client, store: AnalyticsStore) -> None:
     fill(store, 3)
-    fill(store, 2, status="error", provider="dashscope", question="100% sure?")
+    fill(store, 2, status="error", provider="dashscope", question="100% sure?", bot=True)
     for params, count in [
         ({"status": "error"}, 2),
         ({"provider": "doubao"}, 3),
+        ({"bot": "yes"}, 2),
+        ({"bot": "no"}, 3),
+        ({"bot": "all"}, 5),
+        ({"bot": "no", "q": "100%"}, 0),
         ({"q": "100%"}, 2),
         ({"q": "%"}, 2),
         ({"since": "2020-01-01", "until": "2020-12-31"}, 0),
@@ -204,6 +208,7 @@ BAD = [
     ("queries", "before", ["1", "'", encode_cursor(7)[:-1] + "z", "x" * 100]),
     ("queries", "status", ["OK", "", "ok'--"]),
     ("queries", "kind", ["web"]),
+    ("queries", "bot", ["", "1", "true"]),
     ("queries", "since", ["yesterday", "2026-02-30", "2026-13-01", "0000-00-00", "99999-01-01", "9" * 100]),
     ("queries", "until", ["2026-02-30T10:00:00", "0001-01-01T00:00:00+14:00"]),
     ("queries", "q", ["x" * 101, "a\x00b", "a\nb"]),

@@ -1,11 +1,15 @@
 """`POST /api/feedback`: a thumb reaches the row of who asked, and nobody else's."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from mogine.analytics.records import Selection
+from mogine.analytics import upkeep
+from mogine.analytics.records import Selection, Window
+from mogine.analytics.reports import statistics
 from mogine.analytics.store import AnalyticsStore
 from tests.serve.conftest import Served, Start, assert_envelope
 
@@ -32,6 +36,24 @@ async def test_thumb_is_kept_with_the_row_and_may_be_changed(serve: Start, home:
     assert [row.id for row in rows] == [done["request_id"]]
     told = list(store.iterate_feedback())
     assert len(told) == 1 and "打错了" in str(told[0])
+
+
+async def test_thumb_that_comes_again_with_its_reason_is_one(serve: Start, home: Path) -> None:
+    served = await serve("proxy")
+    done = await asked(served)
+    store = AnalyticsStore(home / "data/analytics.db")
+    thumb = {"request_id": done["request_id"], "rating": "down"}
+    visitor = {"X-Forwarded-For": "198.51.100.7"}
+    await served.post(FEEDBACK, thumb, headers=visitor)
+    upkeep.sum_up(store, before=upkeep.END_OF_TIME, sleep=lambda _: None)
+    await served.post(FEEDBACK, {**thumb, "reason": "wrong", "comment": "旧价格"}, headers=visitor)
+    window = Window.last_days(2, datetime.now(UTC), ZoneInfo("Asia/Shanghai"))
+    totals = statistics(store, window).to_dict()["totals"]
+    assert (totals["thumbs_up"], totals["thumbs_down"]) == (0, 1)
+    assert [(told.rating, told.reason, told.comment) for told in store.iterate_feedback()] == [
+        ("down", "wrong", "旧价格")
+    ]
+    assert [row.signals for row in store.iterate()] == [("thumbs_down",)]
 
 
 async def test_thumb_of_somebody_else_is_answered_like_one_for_nothing(serve: Start, home: Path) -> None:

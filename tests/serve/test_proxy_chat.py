@@ -89,6 +89,8 @@ async def test_an_answer_comes_with_citations_first_and_a_summary_last(
     assert row.page_url == "https://a.example/p"
     assert [(c.number, c.source) for c in row.citations] == [(1, "docs/refunds.md")]
     assert row.top_score == citation["score"]
+    assert row.search_ms is not None and row.first_token_ms is not None
+    assert 0 <= row.search_ms <= row.first_token_ms
 
 
 @pytest.mark.parametrize("how", [{"json": True}, {"accept": True}])

@@ -277,6 +277,7 @@ async def test_a_row_tells_what_became_of_the_question(proxy: Served) -> None:
     assert (row.kind, row.provider, row.question, row.answer) == ("llm", "doubao", "你好", "你好，世界")
     assert (row.prompt_tokens, row.completion_tokens, row.reasoning_tokens) == (31, 58, 3)
     assert not row.tokens_estimated
+    assert row.search_ms is None, "a vendor is asked without the documents"
     assert row.first_token_ms is not None and row.duration_ms is not None
     assert 0 <= row.first_token_ms <= row.duration_ms
     assert len(row.visitor) == 16 and "203" not in row.visitor
@@ -385,7 +386,9 @@ async def test_extract_quotes_without_any_model(serve: Start) -> None:
     assert whole.json["model"] == "extract"
     stream = await served.post("/api/llm/extract", question("refund", stream=True))
     assert stream.frames[-1] == "[DONE]"
-    assert [row.provider for row in await served.rows()] == ["extract", "extract"]
+    rows = await served.rows()
+    assert [row.provider for row in rows] == ["extract", "extract"]
+    assert all(row.search_ms is not None for row in rows)
 
 
 async def test_any_compatible_server_can_be_asked(serve: Start) -> None:

@@ -34,6 +34,7 @@ CONFIG = {
     "handoff": {"text": "", "contacts": ["400-000-0188", "service@songjian.example"], "picture": ""},
     "privacy": {"text": "", "url": ""},
 }
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "is_mobile": True, "has_touch": True}
 # A company's page with rules that would spoil every button on it, were the widget not apart.
 HOST_PAGE = """<!doctype html><html lang="{lang}"><head><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -128,6 +129,7 @@ class PageServer:
     lang: str = "en"
     thumbs: list[dict[str, Any]] = field(default_factory=list)
     stops: list[dict[str, Any]] = field(default_factory=list)
+    take_thumbs: asyncio.Event = field(default_factory=asyncio.Event)
     _asked: asyncio.Queue[Exchange] = field(default_factory=asyncio.Queue)
 
     async def next(self) -> Exchange:
@@ -152,7 +154,9 @@ class PageServer:
         return web.json_response({})
 
     async def feedback(self, request: web.Request) -> web.Response:
-        self.thumbs.append(await request.json())
+        thumb = await request.json()
+        await self.take_thumbs.wait()
+        self.thumbs.append(thumb)
         return web.json_response({})
 
     async def widget(self, request: web.Request) -> web.Response:
@@ -186,6 +190,7 @@ def read_library() -> Library:
 async def serve_pages(prefix: str) -> AsyncGenerator[PageServer, None]:
     """A PageServer on a free loopback port, its pages below `prefix`."""
     server = PageServer("", "", prefix)
+    server.take_thumbs.set()
     library = read_library()
     app = web.Application()
     app[LIBRARY] = library

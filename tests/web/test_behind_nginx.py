@@ -15,7 +15,7 @@ from mogine.settings import load_settings
 from tests.fronts.nginx import PREFIX, Fronted
 from tests.upstreams.doubao import DoubaoFake
 from tests.upstreams.script import hang, pause, say, script
-from tests.web.conftest import PageServer, visit
+from tests.web.conftest import PHONE, PageServer, visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -28,7 +28,6 @@ COMPANY = """
                 <body><h1>c</h1><script async src="{prefix}widget.js"></script></body></html>';
         }}
 """
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "is_mobile": True, "has_touch": True}
 
 
 @asynccontextmanager
@@ -62,8 +61,12 @@ async def test_widget_streams_goes_on_and_stops(
     async with DoubaoFake(*answers) as fake, proxy(home, fake) as port:
         front = nginx({prefix: port}, more=COMPANY.format(prefix=prefix))
         server = PageServer(front.origin, "", prefix)
-        async with visit(browser, server, "/company", ignore_https_errors=True, **device) as v:
+        options = {"ignore_https_errors": True, "reduced_motion": "reduce", **device}
+        async with visit(browser, server, "/company", **options) as v:
             await v.page.locator(".bubble").click()
+            if device:
+                box = await v.page.locator(".panel").bounding_box()
+                assert box == {"x": 0, "y": 0, **PHONE["viewport"]}, "a sheet over the whole screen"
             await v.page.fill("#question", "q")
             await v.page.press("#question", "Enter")
             await expect(v.page.locator(".prose")).to_contain_text("first")

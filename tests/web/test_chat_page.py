@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.web.conftest import CONFIG, Exchange, PageServer, Visit, serve_pages, visit
+from mogine.serve.colours import palette
+from tests.web.axe import violations
+from tests.web.conftest import CONFIG, PHONE, Exchange, PageServer, Visit, serve_pages, visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -504,3 +506,88 @@ async def test_two_pages_do_not_disturb_each_other(browser: Browser) -> None:
         await expect(two.page.locator(".prose")).to_have_text("two")
         await first.done()
         await second.done()
+
+
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_no_state_breaks_a_rule_of_accessibility_or_overflows(
+    browser: Browser, server: PageServer, scheme: Any, phone: bool
+) -> None:
+    options = {"color_scheme": scheme, "reduced_motion": "reduce", **(PHONE if phone else {})}
+    assert server.config is not None
+    server.config["colours"] = palette("#0b6e75")
+    async with visit(browser, server, **options) as v:
+        v.expected = ("429",)
+        found: dict[str, list[str]] = {}
+
+        async def judge(state: str) -> None:
+            found[state] = await violations(v.page)
+            assert await v.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), state
+
+        await expect(v.page.locator("#starters button")).to_have_count(2)
+        await judge("empty")
+        exchange = await ask(v, server)
+        await exchange.send("start", {"request_id": "r" * 44, "session_id": "s" * 32})
+        await exchange.send("citations", CITATIONS)
+        await exchange.send("reasoning", {"text": "hm"})
+        await exchange.delta(f"| a | b |\n|-|-|\n| 1 | 2 [1] |\n\n`{'long' * 60}`\n\n{'wide' * 60}")
+        await expect(v.page.locator(".prose table")).to_be_visible()
+        await judge("writing")
+        await exchange.done("stop", "no")
+        await expect(v.page.locator(".handoff")).to_be_visible()
+        await v.page.locator(".cite").click()
+        await v.page.get_by_role("button", name="Not helpful").click()
+        await expect(v.page.locator(".rating form")).to_be_visible()
+        await judge("answered")
+        await (await ask(v, server)).refuse(429, "rate_limited", {"Retry-After": "60"})
+        await expect(v.page.locator(".problem")).to_be_visible()
+        await judge("refused")
+        if phone:
+            await v.page.get_by_role("button", name="conversations").click()
+            await expect(v.page.locator("#conversations button")).to_be_focused()
+            await judge("list")
+            await v.page.keyboard.press("Escape")
+            await expect(v.page.get_by_role("button", name="conversations")).to_be_focused()
+            await v.page.keyboard.press("Enter")
+            await v.page.touchscreen.tap(360, 400)
+            await expect(v.page.locator("#side")).to_be_hidden()
+            await expect(v.page.locator("#question")).to_be_enabled()
+        assert {state: broken for state, broken in found.items() if broken} == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_form_without_javascript_breaks_no_rule_of_accessibility(
+    browser: Browser, server: PageServer, scheme: Any
+) -> None:
+    # The rules are a script: they look at a page whose own script does not come.
+    async with visit(browser, server, color_scheme=scheme) as v:
+        await v.page.route("**/page.js*", lambda route: route.fulfill(content_type="text/javascript"))
+        await v.page.reload()
+        await expect(v.page.locator("#plain-question")).to_be_visible()
+        assert await violations(v.page) == []
+
+
+@pytest.mark.parametrize("width", [1180, 1280, 1600])
+async def test_sources_list_and_field_stay_in_their_places_whatever_their_words(
+    browser: Browser, server: PageServer, width: int
+) -> None:
+    options: dict[str, Any] = {"viewport": {"width": width, "height": 860}, "reduced_motion": "reduce"}
+    async with visit(browser, server, **options) as v:
+        exchange = await ask(v, server, "How long is the warranty of the " + "S800 under-sink purifier " * 5)
+        long = {"title": "S600 / S800 " * 9, "heading": "filter and trouble guide > " * 9}
+        await exchange.send("citations", {"citations": [{**CITATIONS["citations"][0], **long}]})
+        await exchange.delta("Three years [1].")
+        await exchange.done()
+        await expect(v.page.locator(".actions")).to_be_visible()
+        edges = """(selector) => [...document.querySelectorAll(selector)].map((e) => {
+            const box = e.getBoundingClientRect();
+            return [Math.round(box.left), Math.round(box.right)];
+        })"""
+        ((list_left, list_right),) = await v.page.evaluate(edges, "#side")
+        for left, right in await v.page.evaluate(edges, "#conversations button, #conversations span"):
+            assert list_left <= left <= right <= list_right
+        ((answer_left, answer_right),) = await v.page.evaluate(edges, ".prose")
+        for left, right in await v.page.evaluate(edges, ".sources details, .sources summary > *"):
+            assert answer_right <= left <= right <= width
+        ((left, right),) = await v.page.evaluate(edges, "#composer")
+        assert list_right <= left <= answer_left and answer_right <= right <= answer_right + 40

@@ -131,16 +131,17 @@ async def test_token_signs_in_and_a_wrong_one_does_not(browser: Browser, home: P
             await ready(v)
 
 
-async def test_every_screen_works_through_nginx_with_tls_behind_a_prefix(
-    browser: Browser, home: Path, nginx: Fronted
+@pytest.mark.parametrize("prefix", ["/", PREFIX])
+async def test_every_screen_works_through_nginx_with_tls_under_any_prefix(
+    browser: Browser, home: Path, nginx: Fronted, prefix: str
 ) -> None:
     take_in(home, "Refunds take three days.")
-    async with owner(home, [asked(n, session=f"s{n}") for n in range(5)], MOGINE_BASE_PATH=PREFIX) as o:
+    async with owner(home, [asked(n, session=f"s{n}") for n in range(5)], MOGINE_BASE_PATH=prefix) as o:
         port = int(o.running.settings.analytics.port)
-        o.base = nginx(port).url("")
+        o.base = nginx({prefix: port}).url("", prefix)
         async with o.signed_in(browser) as v:
             (cookie,) = await v.page.context.cookies()
-            assert (cookie["path"], cookie["secure"]) == (PREFIX, True)
+            assert (cookie["path"], cookie["secure"]) == (prefix, True)
             for view in VIEWS:
                 await show(v, view.capitalize())
                 assert f"view={view}" in v.page.url
@@ -169,6 +170,15 @@ async def test_overview_tells_numbers_with_their_meaning_and_change(browser: Bro
         await ready(v)
         await expect(v.page.locator(".live tbody tr")).to_have_count(6)
         await expect(tile(v, "Crawlers").locator(".value")).to_have_text("1")
+        await show(v, "Conversations")
+        await expect(v.page.locator("tbody tr")).to_have_count(5)
+        await v.page.get_by_label("Show crawlers").uncheck()
+        await ready(v)
+        await expect(v.page.locator("tbody tr")).to_have_count(4)
+        async with v.page.expect_download() as download:
+            await v.page.get_by_role("button", name="Export").click()
+        text = (await (await download.value).path()).read_text("utf-8-sig")
+        assert len(text.splitlines()) == 5, "the heading and what is on the screen"
 
 
 async def test_range_is_in_the_address_and_survives_reload_and_the_back_button(
@@ -207,7 +217,12 @@ async def test_conversation_is_shown_as_the_visitor_saw_it_with_its_trace(
 ) -> None:
     rows = [
         asked(
-            2, session="sa", question="How to return?", answer="Within **seven** days [1].", cost_cny=0.0123
+            2,
+            session="sa",
+            question="How to return?",
+            answer="Within **seven** days [1].",
+            cost_cny=0.0123,
+            search_ms=17,
         ),
         asked(1, session="sa", question="And then?", answer="A refund."),
         asked(3, session="sb", question="Something else", status="error", error_type="upstream_timeout"),
@@ -223,6 +238,7 @@ async def test_conversation_is_shown_as_the_visitor_saw_it_with_its_trace(
         await expect(v.page.locator(".turns strong")).to_have_text("seven")
         trace = v.page.locator(".trace").first
         await expect(trace).to_contain_text("300 ms")
+        await expect(trace).to_contain_text("Search in the documents17 ms")
         await expect(trace).to_contain_text("Title of docs/refund.md")
         await v.page.get_by_role("button", name="Back to the list").click()
         await ready(v)
@@ -372,7 +388,8 @@ async def test_export_of_a_screen_holds_no_formula(browser: Browser, home: Path)
         assert '"\'=HYPERLINK(""https://evil.example"")"' in text
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_screen_breaks_a_rule_of_accessibility_or_overflows(
     browser: Browser, home: Path, scheme: Any, width: int
 ) -> None:

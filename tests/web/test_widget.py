@@ -9,13 +9,12 @@ from playwright.async_api import Browser, expect
 
 from mogine.serve.colours import palette
 from tests.web.axe import violations
-from tests.web.conftest import Exchange, PageServer, Visit, visit
+from tests.web.conftest import PHONE, Exchange, PageServer, Visit, visit
 from tests.web.test_chat_page import CITATIONS, HOSTILE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 HOST = "/company/1"
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "is_mobile": True, "has_touch": True}
 START = {"request_id": "r" * 44, "session_id": "s" * 32}
 
 
@@ -252,10 +251,13 @@ async def test_thumbs_are_sent_with_a_reason(browser: Browser, server: PageServe
     async with visit(browser, server, HOST) as v:
         await opened(v)
         await answered(await ask(v, server), "x")
+        server.take_thumbs.clear()
         await v.page.get_by_role("button", name="Not helpful").click()
         await v.page.get_by_role("radio", name="Something is missing").check()
         await v.page.get_by_label("Tell us more (optional)").fill("the price")
         await v.page.locator(".rating").get_by_role("button", name="Send").click()
+        assert server.thumbs == [], "why can be told before the thumb has arrived"
+        server.take_thumbs.set()
         await expect(v.page.locator(".actions [role=status]")).to_have_text("Thank you, that helps us.")
         assert server.thumbs[0] == {
             "request_id": "r1",
@@ -333,6 +335,7 @@ async def test_phone_shows_a_sheet_that_the_back_button_closes(browser: Browser,
         await expect(panel).to_have_attribute("aria-modal", "true")
         await expect(panel).to_have_css("animation-play-state", "running")
         box = await panel.bounding_box()
+        # Its height is no whole number while it slides in.
         assert box is not None and (round(box["width"]), round(box["height"])) == (390, 720)
         assert await v.page.evaluate("document.documentElement.style.overflow") == "hidden"
         await v.page.go_back()
@@ -391,7 +394,8 @@ async def test_damaged_storage_does_no_harm(browser: Browser, server: PageServer
         await expect(v.page.locator("#greeting")).to_be_visible()
 
 
-@pytest.mark.parametrize(("scheme", "phone"), [("light", False), ("dark", True)])
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_breaks_a_rule_of_accessibility(
     browser: Browser, server: PageServer, scheme: Any, phone: bool
 ) -> None:

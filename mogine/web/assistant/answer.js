@@ -162,7 +162,7 @@ export class AnswerView {
         return button;
       };
       const buttons = { up: thumb("up"), down: thumb("down") };
-      const give = async (/** @type {"up" | "down"} */ rating, reason = "", comment = "") => {
+      const tell = async (/** @type {"up" | "down"} */ rating, reason = "", comment = "") => {
         try {
           await rate({ request_id: of.requestId, session_id: of.sessionId, rating, reason, comment });
         } catch {
@@ -174,9 +174,14 @@ export class AnswerView {
           button.setAttribute("aria-pressed", String(name === rating));
         }
         status.textContent = rating === "up" || reason ? words.thanks : "";
+      };
+      let told = Promise.resolve();
+      // The thumb goes out at once, since few say why; with the reason it comes again, and the last one counts.
+      const give = (/** @type {"up" | "down"} */ rating, reason = "", comment = "") => {
+        told = told.then(() => tell(rating, reason, comment));
         box.replaceChildren();
         if (rating === "down" && !reason) {
-          box.append(this.#askWhy((why, text) => void give("down", why, text)));
+          box.append(this.#askWhy((why, text) => give("down", why, text)));
           box.scrollIntoView({ block: "nearest" });
         }
       };

@@ -7,6 +7,9 @@ import { ROOT, loadConfig } from "../shared/api.js";
 import { h, iconButton } from "../shared/dom.js";
 import { saveConversation } from "../assistant/keep.js";
 
+// As in page.css: where the list lies over the page.
+const NARROW = "(max-width: 859px)";
+
 const store = new Store(ROOT);
 store.tidy();
 const assistant = new Assistant({ languages: navigator.languages, store, changed: showList });
@@ -30,7 +33,9 @@ const app = /** @type {HTMLElement} */ (document.getElementById("app"));
 function openSide(open) {
   document.body.classList.toggle("with-side", open);
   showSide.setAttribute("aria-expanded", String(open));
+  assistant.element.inert = open;
   if (open) /** @type {HTMLElement | null} */ (list.querySelector("button"))?.focus();
+  else if (side.contains(document.activeElement)) showSide.focus();
 }
 
 function startAfresh() {
@@ -98,8 +103,8 @@ async function start() {
   document.getElementById("plain")?.remove();
   app.hidden = false;
   document.addEventListener("keydown", onKey);
-  side.addEventListener("click", (event) => event.target === side && openSide(false));
   document.getElementById("main")?.addEventListener("click", () => openSide(false));
+  matchMedia(NARROW).addEventListener("change", () => openSide(false));
   addEventListener("storage", showList);
   const asked = new URLSearchParams(location.search).get("q");
   // The page works without its configuration: the words of its own stand in.

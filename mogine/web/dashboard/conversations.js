@@ -15,16 +15,14 @@ const AROUND_MS = 5000;
 /** @param {Place} place @returns {Promise<Screen>} */
 export async function conversations(place) {
   if (place.at.session || place.at.id) return { nodes: await conversation(place), sheets: [] };
-  const filters = { ...dates(place), q: place.at.q, status: place.at.status, answered: place.at.answered, feedback: place.at.feedback, provider: place.at.provider };
+  const filters = { ...dates(place), q: place.at.q, status: place.at.status, answered: place.at.answered, feedback: place.at.feedback, provider: place.at.provider, bot: place.bots ? "" : "no" };
   const first = await ask("queries", { limit: PAGE, ...filters }, { signal: place.signal });
   const box = h("div");
   const rows = [...first.queries];
   let next = first.next;
   const show = () => {
-    const shown = rows.filter((row) => place.bots || !row.bot);
     const more = h("button", { type: "button", class: "more", click: () => void further() }, t.more);
-    const hidden = rows.length - shown.length;
-    box.replaceChildren(questionTable(shown, place), h("p", { class: "note" }, hidden > 0 ? t.notShown(hidden) : ""), ...(next ? [more] : []));
+    box.replaceChildren(questionTable(rows, place), ...(next ? [more] : []));
   };
   const further = async () => {
     const page = await ask("queries", { limit: PAGE, before: next, ...filters }, { signal: place.signal });
@@ -112,6 +110,7 @@ function turn(row, place, isOpen) {
     [t.status, t.statuses[/** @type {"ok"} */ (row.status)] + (row.error_type ? ` (${row.error_type})` : "")],
     [t.answered, t[/** @type {"yes"} */ (row.answered)] ?? row.answered],
     [t.provider, [row.provider, row.model].filter(Boolean).join(" / ")],
+    [t.searchTime, duration(row.search_ms)],
     [t.firstWord, duration(row.first_token_ms)],
     [t.total, duration(row.duration_ms)],
     [t.tokens, tokens + (row.tokens_estimated ? ` (${t.estimated})` : "")],

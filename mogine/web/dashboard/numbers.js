@@ -6,6 +6,7 @@ import { badge, card, change, chart, duration, heat, moment, number, percent, si
 import { t } from "./words.js";
 
 const LIVE_MS = 5000;
+const LIVE_ROWS = 8;
 
 /**
  * @typedef {import("./dashboard.js").Place} Place
@@ -101,11 +102,8 @@ function live(place) {
   const show = async () => {
     if (place.signal.aborted) return;
     if (!document.hidden) {
-      const page = await ask("queries", { limit: 20 }, { signal: place.signal }).catch(() => null);
-      if (page && !box.matches(":focus-within")) {
-        const rows = page.queries.filter((/** @type {any} */ row) => place.bots || !row.bot).slice(0, 8);
-        box.replaceChildren(questionTable(rows, place));
-      }
+      const page = await ask("queries", { limit: LIVE_ROWS, bot: place.bots ? "" : "no" }, { signal: place.signal }).catch(() => null);
+      if (page && !box.matches(":focus-within")) box.replaceChildren(questionTable(page.queries, place));
     }
     setTimeout(() => void show(), LIVE_MS);
   };
