@@ -296,16 +296,10 @@ class FrameDecoder:
         size = len(block)
         self._count(size)
         buffer = self._buffer
-        if (
-            not buffer
-            and not self._first
-            and size <= MAX_LINE_BYTES
-            and block.startswith(b"data: ")
-            and block.find(b"\n") == size - 2
-            and block.endswith(b"\n")
-            and block[-3] != 0x0D
-        ):
-            return [Frame(block, block[6:-2], "", None, False)]  # as nearly every block is
+        if not buffer and size <= MAX_LINE_BYTES and (plain := _plain_frames(block)) is not None:
+            self._first = False
+            self._empty = 0
+            return plain
         buffer += block
         if self._first:
             if b"\xef\xbb\xbf".startswith(buffer[:3]) and len(buffer) < 3:
@@ -342,6 +336,7 @@ class FrameDecoder:
         if self._buffer or self._first or size > MAX_LINE_BYTES:
             return False
         self._count(size)
+        self._empty = 0
         return True
 
     def _count(self, size: int) -> None:
@@ -376,6 +371,19 @@ class FrameDecoder:
             digits = value[12:].strip()
             if len(digits) == 3 and digits.isdigit():
                 self._status = int(digits)
+
+
+def _plain_frames(block: bytes) -> list[Frame] | None:
+    """The frames of a block that holds nothing but whole ones of a single data line, as nearly every block
+    does; None for any other."""
+    if not block.startswith(b"data: ") or not block.endswith(b"\n\n") or b"\r" in block:
+        return None
+    if block.find(b"\n") == len(block) - 2:
+        return [Frame(block, block[6:-2], "", None, False)]
+    lines = block[:-2].split(b"\n\n")
+    if not all(line.startswith(b"data: ") and b"\n" not in line for line in lines):
+        return None
+    return [Frame(line + b"\n\n", line[6:], "", None, False) for line in lines]
 
 
 # --- asking again -----------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def imported_by(folder: str) -> set[str]:
 
 def distributions(folder: str) -> set[str]:
     owners = metadata.packages_distributions()
-    return {canonicalize_name(owners[name][0]) for name in imported_by(folder)}
+    return {canonicalize_name(owners[name][0]) for name in imported_by(folder) if name != "benchmarks"}
 
 
 def declared(extra: str) -> set[str]:

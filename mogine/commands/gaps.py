@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from mogine.analytics.unanswered import Gap
     from mogine.gaps.loop import Change, Gaps, Refreshed
 
-app = typer.Typer(
-    invoke_without_command=True,
-    rich_markup_mode=None,
-)
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 SHOWN = 20
 WANTED = ("open", "accepted")

@@ -27,7 +27,7 @@ from mogine.doctor.home import House, examine
 from mogine.errors import StoreError, Unavailable
 from mogine.serve.access import Access
 from mogine.serve.admin_sessions import AdminToken, open_sessions
-from mogine.serve.app import DOORKEEPER, Route, json_response
+from mogine.serve.app import DOORKEEPER, Route, json_response, read_json
 from mogine.serve.assets import Library, asset_route, page_routes
 from mogine.serve.keys import SETTINGS
 from mogine.settings import Settings
@@ -138,6 +138,7 @@ async def show_system(request: web.Request) -> web.Response:
 
 async def look_at_all(request: web.Request) -> web.Response:
     """What `mogine doctor` says of this home; it takes a second or two, so it is asked for by itself."""
+    await read_json(request)  # an empty object: a form of another site cannot send one
     async with request.app[LOOKING]:
         lines = await asyncio.to_thread(lambda: list(examine(House(request.app[SETTINGS]))))
     return json_response({"lines": [asdict(line) for line in lines]})

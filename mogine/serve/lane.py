@@ -158,7 +158,8 @@ class Lane(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         if self._in_head:
             self._raw.append(data)
-            if not self._raw[0].startswith(b"POST "):
+            begin = self._raw[0] if len(self._raw[0]) >= 5 else b"".join(self._raw)
+            if not b"POST ".startswith(begin[:5]):
                 self._hand_over()
                 return
         else:

@@ -360,21 +360,19 @@ def test_disk_that_is_really_full_leaves_the_old_generation_and_heals(
     assert verify(generations.current()) == []  # type: ignore[arg-type]
 
 
-def test_read_only_file_system_is_told_and_what_is_open_goes_on(
-    small_disk: Path, embedder: CharacterEmbedder
-) -> None:
+def test_read_only_file_system_is_told_with_its_remedy(small_disk: Path, embedder: CharacterEmbedder) -> None:
     generations = Generations(small_disk / "kb")
     take_in(generations, embedder, make_document("a.md", "退款"))
-    with opened(generations, embedder) as knowledge:
-        knowledge.warm()
-        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-        assert knowledge.search("退款", 1)[0].passage.source == "a.md"
-        with pytest.raises(StoreError, match="cannot be written"):
-            take_in(generations, embedder, make_document("b.md", "发票"))
-        with pytest.raises(StoreError, match="make it writable"), opened(generations, embedder):
-            raise AssertionError("Chroma cannot open it")
-        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    # Nothing may be open meanwhile: the system makes no disk read-only on which files are open for writing.
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match="cannot be written"):
         take_in(generations, embedder, make_document("b.md", "发票"))
+    with pytest.raises(StoreError, match="make it writable"), opened(generations, embedder):
+        raise AssertionError("Chroma cannot open it")
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    take_in(generations, embedder, make_document("b.md", "发票"))
+    with opened(generations, embedder) as knowledge:
+        assert knowledge.search("发票", 1)[0].passage.source == "b.md"
 
 
 # Files may not grow beyond 200 kB: what a full disk looks like to a program.

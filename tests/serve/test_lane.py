@@ -1,14 +1,25 @@
 """The short way in: what is read there, what is handed over to aiohttp, and that both answer alike."""
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mogine.serve import runner
+from mogine.serve.access import Access
+from mogine.serve.app import FRAME, SHORT_ROUTES, Route, ShortJson
+from mogine.serve.keys import REQUEST_ID
+from mogine.serve.lane import Lanes
+from mogine.serve.requests import ShortRequest
 from mogine.settings import load_settings
 from tests.serve.conftest import Start, is_idle, question
 from tests.servers import DEFAULTS
@@ -170,8 +181,8 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(
 
 
 async def test_a_server_that_stops_ends_idle_connections(home: Path, doubao: DoubaoFake) -> None:
-    settings = load_settings({**DEFAULTS, **doubao.environ}, home)
-    async with runner.started(settings, ("proxy",)) as running:
+    loaded = load_settings({**DEFAULTS, **doubao.environ}, home)
+    async with runner.started(loaded, ("proxy",)) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.settings.proxy.port)
         writer.write(request())
         await whole(reader)
@@ -190,3 +201,140 @@ async def test_a_visitor_who_leaves_ends_the_vendors_answer(serve: Start, doubao
         await reader.readuntil(b"data: ")
     await served.until(lambda: is_idle(served))
     await served.row_with("aborted")
+
+
+# --- any bytes, in any pieces ------------------------------------------------------------------------
+
+
+class Successor(asyncio.Protocol):
+    """Stands where aiohttp's protocol does, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+
+class Transport(asyncio.Transport):
+    """A visitor who reads at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = write_eof = close
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_reading(self) -> bool:
+        return True
+
+    def pause_reading(self) -> None:
+        raise AssertionError("so little fits into the buffer")
+
+
+@dataclass
+class Heard:
+    """What became of some bytes: bodies that were answered, and what was left to aiohttp."""
+
+    bodies: list[bytes]
+    left: bytes
+
+
+async def fed(app: web.Application, pieces: Sequence[bytes]) -> Heard:
+    """`pieces` given to a lane one after the other, each after the answers to those before."""
+    heard = Heard([], b"")
+    successors: list[Successor] = []
+
+    def successor() -> Successor:
+        successors.append(Successor())
+        return successors[-1]
+
+    class Frame:
+        def cors_lines(self, request: ShortRequest) -> bytes:
+            return b""
+
+        async def answer(self, request: ShortRequest, *_: object) -> web.StreamResponse:
+            request[REQUEST_ID] = "0" * 44
+            heard.bodies.append(request.body)
+            return ShortJson(b"{}")
+
+    app[FRAME] = cast(Any, Frame())
+    lanes = Lanes(app, successor, max_body_bytes=2048, keep_alive_s=30)
+    lane, transport = lanes(), Transport()
+    transport.protocol = lane
+    lane.connection_made(transport)
+    for piece in pieces:
+        if not transport.is_closed:
+            transport.protocol.data_received(piece)
+        for _ in range(8):
+            await asyncio.sleep(0)
+    lane.connection_lost(None)
+    heard.left = b"".join(one.received for one in successors)
+    assert len(successors) <= 1
+    return heard
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """`data` in pieces."""
+    ends = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
+
+
+BODIES = st.lists(st.binary(max_size=40), max_size=3)
+TAILS = st.sampled_from(
+    [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\r\n\r\n", b"P", b"POST /x HTTP/1.1\r\n\r\n", b"\0\xff"]
+)
+
+
+@given(bodies=BODIES, tail=TAILS, places=st.lists(st.integers(0, 2000), max_size=8))
+@settings(deadline=None)
+def test_requests_in_any_pieces_are_heard_alike(bodies: list[bytes], tail: bytes, places: list[int]) -> None:
+    """Every body once and whole, in turn; and what follows goes to aiohttp, no byte lost or doubled."""
+    app = web.Application()
+    app[SHORT_ROUTES] = {LLM: (Route("POST", LLM, nobody, Access.VISITOR), {})}
+    data = b"".join(request(body=body) for body in bodies) + tail
+    heard = asyncio.run(fed(app, cut(data, places)))
+    assert heard.bodies == bodies
+    # What may still become a request for the lane waits there; blank lines mean nothing to anybody.
+    assert heard.left == tail or (heard.left == b"" and tail in (b"P", b"\r\n\r\n"))
+
+
+@given(
+    place=st.integers(0, 2000), new=st.binary(max_size=3), places=st.lists(st.integers(0, 2000), max_size=4)
+)
+@settings(deadline=None, max_examples=300)
+def test_a_spoilt_request_is_answered_whole_or_left_whole(place: int, new: bytes, places: list[int]) -> None:
+    """A body of its announced length, or all of the bytes for aiohttp: never a part of each."""
+    app = web.Application()
+    app[SHORT_ROUTES] = {LLM: (Route("POST", LLM, nobody, Access.VISITOR), {})}
+    data = request("X-Note: a")
+    place %= len(data)
+    spoilt = data[:place] + new + data[place + len(new) :]
+    heard = asyncio.run(fed(app, cut(spoilt, places)))
+    if heard.bodies:
+        head, _, rest = spoilt.partition(b"\r\n\r\n")
+        length = int(head.lower().rpartition(b"content-length:")[2].split(b"\r\n")[0])
+        assert heard.bodies[0] == rest[:length]
+        assert heard.left in (b"", rest[length:])
+    else:
+        assert heard.left in (b"", spoilt)
+
+
+async def nobody(request: ShortRequest) -> web.StreamResponse:
+    raise AssertionError("the frame of these tests answers by itself")

@@ -333,7 +333,7 @@ async def test_phone_shows_a_sheet_that_the_back_button_closes(browser: Browser,
         await expect(panel).to_have_attribute("aria-modal", "true")
         await expect(panel).to_have_css("animation-play-state", "running")
         box = await panel.bounding_box()
-        assert box is not None and (box["width"], box["height"]) == (390, 720)
+        assert box is not None and (round(box["width"]), round(box["height"])) == (390, 720)
         assert await v.page.evaluate("document.documentElement.style.overflow") == "hidden"
         await v.page.go_back()
         await expect(panel).to_be_hidden()
