@@ -18,8 +18,12 @@ from mogine.errors import Locked, MogineError
 
 # Answers take minutes at most: rows older than this have nothing to come between them any more.
 SETTLED = timedelta(minutes=10)
-CROWD_ROWS = 5_000
-CROWDED = timedelta(seconds=30)
+# Few answers take longer than this. Rows that come later are summed by themselves, which costs more a row.
+SUMMED_AFTER = timedelta(minutes=1)
+# So many rows that statistics would feel them: then even less is left to be summed by the reader.
+CROWD_ROWS = 2_000
+CROWDED = timedelta(seconds=10)
+LOOK_EVERY_S = 5.0
 SLICE_S = 0.02
 COLLECT_ROWS = 128
 HOUR_MS = 4 * QUARTER_MS
@@ -87,13 +91,13 @@ def sum_up(
 ) -> int:
     """Adds the rows that began before `before`, and are not summed yet, to the sums; how many.
 
-    Without `before` the rows of the last minutes are left alone: others still come between them, and each
-    of those would have to be summed by itself. Raises Locked while another process is at it, unless told
+    Without `before` the rows of the last minute are left alone: others still come between them, and those
+    would have to be summed by themselves. Raises Locked while another process is at it, unless told
     to `wait`.
     """
     if not store.exists():
         return 0
-    high = first_seq(before or datetime.now(UTC) - SETTLED)
+    high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
     pace = Pace(250, 100, 5_000, sleep)
     with locked_file(store.path.with_name("sums.lock"), wait=wait):
@@ -144,9 +148,13 @@ class Upkeep:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
+        due = time.monotonic() + self._every_s
+        while not self._stopped.wait(min(LOOK_EVERY_S, self._every_s)):
             try:
-                self.once()
+                self.sum_crowd()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self._every_s
+                    self.once()
             except _Stopped:
                 return
             except Locked:
@@ -158,11 +166,14 @@ class Upkeep:
     def once(self) -> None:
         """Does what there is to do."""
         sum_up(self._store, sleep=self._rest)
-        if self._store.is_crowded(CROWD_ROWS):
-            # So many rows that statistics would feel them: those that come between are summed by themselves.
-            sum_up(self._store, before=datetime.now(UTC) - CROWDED, sleep=self._rest)
+        self.sum_crowd()
         while index_once(self._store, sleep=self._rest):
             pass
+
+    def sum_crowd(self) -> None:
+        """Sums what was recorded seconds ago, if that is much."""
+        if self._store.exists() and self._store.is_crowded(CROWD_ROWS):
+            sum_up(self._store, before=datetime.now(UTC) - CROWDED, sleep=self._rest)
 
     def _rest(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
