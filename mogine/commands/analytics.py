@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from mogine.analytics.store import AnalyticsStore
 
 WATCH_EVERY_S = 2.0
-CATCH_UP_ROWS = 20_000
 FOLLOW_EVERY_S = 0.5
 FOLLOW_BACK = timedelta(minutes=15)  # longer than any answer takes, so late ends are seen too
 BARS = "▁▂▃▄▅▆▇█"
@@ -104,23 +102,6 @@ def stats(
         )
     else:
         _show_statistics(found, compare=compare)
-    _catch_up(settings)
-
-
-def _catch_up(settings: Settings) -> None:
-    """Sums what no server has summed up, if it is so much that the next look would feel it."""
-    from mogine.analytics.upkeep import sum_up
-    from mogine.errors import Locked, StoreError
-
-    store = _store(settings)
-    if store.exists() and store.is_crowded(CATCH_UP_ROWS):
-        if sys.stderr.isatty():
-            typer.echo(
-                "summing up what no server has summed yet, so that the next look is quick ...", err=True
-            )
-        # Who cannot write, or comes while a server does it, has seen the right numbers all the same.
-        with suppress(Locked, StoreError, OSError):
-            sum_up(store)
 
 
 def _look(settings: Settings, days: int, by: By) -> "Statistics":
@@ -144,7 +125,6 @@ def _watch(settings: Settings, days: int, by: By, *, compare: bool, as_json: boo
     from mogine.commands.console import out
 
     try:
-        _catch_up(settings)
         while True:
             found = _look(settings, days, by)
             if as_json:
