@@ -15,6 +15,7 @@ from mogine.errors import RequestError
 MAX_QUIET = timedelta(days=2)
 CLOCK_TOLERANCE = timedelta(seconds=5)
 CHECKPOINT_TRIES = 20
+SPARE_PAGES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,7 @@ def cleanup(
         # Neither what the sums take nor what lies in the journal is anything that deleting frees.
         _checkpoint(store, sleep)
         size = size_bytes(store.path)
-        deleted = _in_slices(
-            lambda limit: store.delete_before(before, limit=limit), Pace(200, 50, 5_000, sleep)
-        )
+        deleted = _in_slices(store, before, sleep)
         erased, freed = tidy(store, size, sleep)
     return Cleanup(older_than_days, before, dry_run, deleted, freed, estimated, erased)
 
@@ -89,24 +88,30 @@ def tidy(store: AnalyticsStore, size: int, sleep: Callable[[float], None]) -> tu
     """
     unanswered.drop_deleted(store)
     purge_index(store, sleep=sleep)
-    pace = Pace(200, 50, 10_000, sleep)
-    more = True
-    while more:
-        with pace as pages:
-            more = store.give_back(pages)
+    _give_back(store, Pace(store, 50, 20, 10_000, sleep))
     erased = _checkpoint(store, sleep)
     return erased, max(0, size - size_bytes(store.path))
 
 
-def _in_slices(work: Callable[[int], int], pace: Pace) -> int:
-    """Calls `work` until it does nothing more; how much it did."""
+def _in_slices(store: AnalyticsStore, before: datetime, sleep: Callable[[float], None]) -> int:
+    """Deletes rows until there are none left; how many."""
     total = 0
+    deleting, giving = Pace(store, 50, 20, 5_000, sleep), Pace(store, 50, 20, 10_000, sleep)
     while True:
-        with pace as limit:
-            done = work(limit)
+        with deleting as limit:
+            done = store.delete_before(before, limit=limit)
         total += done
         if not done:
             return total
+        # In between: to give a page back SQLite looks through the list of free ones, which must stay short.
+        _give_back(store, giving, spare=SPARE_PAGES)
+
+
+def _give_back(store: AnalyticsStore, pace: Pace, *, spare: int = 0) -> None:
+    more = True
+    while more:
+        with pace as pages:
+            more = store.give_back(pages, spare=spare)
 
 
 def _checkpoint(store: AnalyticsStore, sleep: Callable[[float], None]) -> bool:

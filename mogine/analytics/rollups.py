@@ -6,16 +6,20 @@ an hour, a day, 16 days) let a year be summed from some hundred entries.
 
 Recording does not wait for this. Rows are summed behind the writer, in the order of their keys up to
 `summed_upto`; a reader gathers the rows after it (and those of `uncounted`, which came late) in the same
-read transaction, by the same statements. So the numbers are always those of all rows.
+read transaction, by the same function. So the numbers are always those of all rows.
 """
 
+import json
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
 from mogine.analytics import histogram
+from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
 from mogine.analytics.tables import Bulk, set_state, state
 
 QUARTER_MS = 900_000
@@ -36,31 +40,16 @@ COLUMNS = (
     "cost_cny", "first_tokens", "first_token_ms", "durations", "duration_ms", "citations", "score",
 )  # fmt: skip
 
-_SLOT = f"((q.seq >> 20) / {QUARTER_MS})"
-_NUMBERS = """
-  count(*), 0, 0,
-  sum(q.status = 'ok'), sum(q.status = 'error'), sum(q.status = 'aborted'), sum(q.status = 'refused'),
-  sum(q.answered = 'yes'), sum(q.answered = 'no'), sum(q.feedback = 'up'), sum(q.feedback = 'down'),
-  sum(min(coalesce(q.prompt_tokens, 0), 1 << 40)), sum(min(coalesce(q.completion_tokens, 0), 1 << 40)),
-  sum(min(coalesce(q.reasoning_tokens, 0), 1 << 40)), sum(q.tokens_estimated),
-  coalesce(sum(q.cost_cny), 0.0), count(q.first_token_ms), coalesce(sum(q.first_token_ms), 0),
-  count(CASE WHEN q.status = 'ok' THEN q.duration_ms END),
-  coalesce(sum(CASE WHEN q.status = 'ok' THEN q.duration_ms END), 0)
-"""  # tokens are cut, so that a nonsensical number does not make every later sum overflow
 # What has few values is grouped by all of them at once, and from there by each.
 _FEW = {"provider": "provider", "model": "model", "status": "status", "error": "error_type"}
 # A hash of a visitor lives for a day: what lies within two buckets of 18.6 hours is looked at.
+REACH = 2
 _REACH = "p.bucket IN (q.bucket - 2, q.bucket - 1, q.bucket)"
 _AFTER = "p.bucket IN (q.bucket, q.bucket + 1, q.bucket + 2)"
 
 FRESH = f"""
 CREATE TEMP TABLE IF NOT EXISTS fresh (
   dimension TEXT NOT NULL, slot INTEGER NOT NULL, value TEXT NOT NULL, {", ".join(COLUMNS)}
-)
-"""
-FRESH_GROUPS = f"""
-CREATE TEMP TABLE IF NOT EXISTS fresh_groups (
-  {", ".join(_FEW.values())}, bot INTEGER NOT NULL, slot INTEGER NOT NULL, {", ".join(COLUMNS)}
 )
 """
 FRESH_ASKED = """
@@ -78,11 +67,35 @@ _ADD_ASKED = Bulk(
     " ON CONFLICT (slot, key) DO UPDATE SET seq = max(seq, excluded.seq), "
     "questions = questions + excluded.questions, unanswered = unanswered + excluded.unanswered",
 )
+_ADD_FRESH = Bulk("INSERT INTO fresh VALUES ", 3 + len(COLUMNS))
 _ADD_FRESH_ASKED = Bulk("INSERT INTO fresh_asked (slot, key, seq, questions, unanswered) VALUES ", 5)
+_ADD_FRESH_SOURCES = Bulk("INSERT INTO fresh_sources (source, title) VALUES ", 2)
+_ADD_SOURCES = Bulk(
+    "INSERT INTO sources (source, title) VALUES ",
+    2,
+    " ON CONFLICT (source) DO UPDATE SET title = excluded.title WHERE title <> excluded.title",
+)
 _SET_WAITS = Bulk("INSERT OR REPLACE INTO waits (level, slot, first_token, duration) VALUES ", 4)
 
 Waits = dict[int, tuple[Counter[int], Counter[int]]]
 Asked = dict[tuple[int, int], list[int]]
+
+# The numbers of a row, and their sums, are one integer of many lanes: one addition adds them all. A lane has
+# room for the largest number that the record takes (2^53) sixteen million times over.
+_LANE_BITS = 80
+_LANES = COLUMNS[:-1]  # scores are no whole numbers
+_AT = {name: _LANE_BITS * place for place, name in enumerate(_LANES)}
+_LANE = (1 << _LANE_BITS) - 1
+_AT_PROMPT, _AT_COMPLETION, _AT_REASONING = (
+    _AT[f"{name}_tokens"] for name in ("prompt", "completion", "reasoning")
+)
+_AT_COST, _AT_FIRST, _AT_DURATION = _AT["cost_cny"], _AT["first_token_ms"], _AT["duration_ms"]
+_ONE_FIRST, _ONE_DURATION = 1 << _AT["first_tokens"], 1 << _AT["durations"]
+_ONE_CITATION = 1 << _AT["citations"]
+_COST_UNIT = 10**10  # costs are kept with ten digits behind the point
+# Nonsensical numbers are cut, so that they do not make every later sum useless.
+_MOST_TOKENS = 1 << 40
+_MOST_CNY = 1e6
 
 
 class Rows:
@@ -93,7 +106,7 @@ class Rows:
 
     def __init__(self, low: int = 0, high: int = 0, *, late: bool = False) -> None:
         self.late = late
-        self.params = () if late else (low, high)
+        self.params: tuple[int, ...] = () if late else (low, high)
         self.condition = (
             "q.seq IN (SELECT seq FROM uncounted)"
             if late
@@ -122,58 +135,228 @@ class Rows:
 # --- from rows to sums ---------------------------------------------------------------------------
 
 
-def gather(connection: sqlite3.Connection, rows: Rows) -> None:
-    """Sums of `rows` by quarter-hour into the temporary table `fresh`, beside what is there."""
-    connection.execute(FRESH)
-    connection.execute(FRESH_GROUPS)
-    where = f"WHERE {rows.condition}"
-    few = ", ".join(f"q.{name}" for name in _FEW.values())
-    connection.execute(
-        f"INSERT INTO fresh_groups SELECT {few}, q.bot, {_SLOT}, "  # noqa: S608
-        f"{_NUMBERS}, 0, 0.0 FROM queries q {where} GROUP BY 1, 2, 3, 4, 5, 6",
-        rows.params,
-    )
-    for dimension, value in {"all": "''", **_FEW, "bot": "''"}.items():
-        connection.execute(
-            f"INSERT INTO fresh SELECT '{dimension}', slot, {value}, {_SUMMED} FROM fresh_groups "  # noqa: S608
-            f"WHERE bot = {int(dimension == 'bot')} GROUP BY 2, 3"
-        )
-    connection.execute("DELETE FROM fresh_groups")
-    connection.execute(
-        f"INSERT INTO fresh SELECT 'page', {_SLOT}, q.page_url, {_NUMBERS}, 0, 0.0 "  # noqa: S608
-        f"FROM queries q {where} AND NOT q.bot GROUP BY 2, 3",
-        rows.params,
-    )
-    cited = rows.condition.replace("q.seq", "seq")
-    connection.execute(
-        f"INSERT INTO fresh SELECT 'source', {_SLOT}, c.source, {_NUMBERS}, sum(c.citations), sum(c.score) "  # noqa: S608
-        "FROM (SELECT seq, source, count(*) AS citations, sum(score) AS score FROM citations "
-        f"WHERE {cited} GROUP BY seq, source) c CROSS JOIN queries q ON q.seq = c.seq "
-        "WHERE NOT q.bot GROUP BY 2, 3",
-        rows.params,
-    )
-    for column, name in (("visitor", "visitors"), ("session", "sessions")):
-        zeros = ", ".join("count(*)" if each == name else "0" for each in COLUMNS)
-        connection.execute(
-            f"INSERT INTO fresh SELECT 'all', {_SLOT}, '', {zeros} FROM queries q {where} "  # noqa: S608
-            f"AND {rows.first(column)} GROUP BY 2",
-            rows.params,
-        )
+@dataclass(slots=True)
+class Sums:
+    """What some rows come to: numbers by dimension, quarter-hour and value (an integer of lanes, and the sum
+    of scores), waits and questions, and what each cited document is called."""
+
+    numbers: dict[tuple[str, int, str], int]
+    scores: dict[tuple[int, str], float]
+    waits: Waits
+    asked: Asked
+    titles: dict[str, str]
+
+    def entries(self) -> list[list[Any]]:
+        """As rows of the table `fresh`."""
+        found: list[list[Any]] = []
+        for (dimension, slot, value), packed in self.numbers.items():
+            row: list[Any] = [dimension, slot, value, *((packed >> at) & _LANE for at in _AT.values())]
+            row[3 + COLUMNS.index("cost_cny")] /= _COST_UNIT
+            row.append(self.scores.get((slot, value), 0.0) if dimension == "source" else 0.0)
+            found.append(row)
+        return found
 
 
-def waits(connection: sqlite3.Connection, rows: Rows) -> Waits:
-    """By quarter-hour, how often each bucket of first tokens and of whole answers was met."""
-    found: Waits = {}
-    for place, (column, condition) in enumerate(
-        (("first_token_ms", "1"), ("duration_ms", "q.status = 'ok'"))
+_ROWS = (
+    "SELECT q.seq, q.bot, q.provider, q.model, q.status, q.error_type, q.answered, q.feedback, "
+    "q.tokens_estimated, q.prompt_tokens, q.completion_tokens, q.reasoning_tokens, q.cost_cny, "
+    "q.first_token_ms, q.duration_ms, q.page_url, q.visitor, q.session, t.question "
+    "FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
+)
+
+
+@lru_cache(1024)
+def _outcome(status: str, answered: str, feedback: str, estimated: int) -> int:
+    """The lanes of one question that ended so."""
+    named = {
+        {"ok": "ok", "error": "errors", "aborted": "aborted", "refused": "refused"}.get(status),
+        {"yes": "answered", "no": "unanswered"}.get(answered),
+        {"up": "thumbs_up", "down": "thumbs_down"}.get(feedback),
+    }
+    return sum(1 << _AT[name] for name in ("questions", *named) if name) + (estimated << _AT["estimated"])
+
+
+def _spent(prompt: int | None, completion: int | None, reasoning: int | None, cost: float | None) -> int:
+    """The lanes of what one question has used."""
+    packed = 0
+    if prompt:
+        packed = min(prompt, _MOST_TOKENS) << _AT_PROMPT
+    if completion:
+        packed += min(completion, _MOST_TOKENS) << _AT_COMPLETION
+    if reasoning:
+        packed += min(reasoning, _MOST_TOKENS) << _AT_REASONING
+    if cost:
+        packed += round(max(0.0, min(cost, _MOST_CNY)) * _COST_UNIT) << _AT_COST
+    return packed
+
+
+def fold(connection: sqlite3.Connection, rows: Rows) -> Sums:
+    """Sums of `rows`, read once in the order of their keys, with what they cite beside them.
+
+    In Python, since grouping by each dimension in SQL means to sort the rows for each anew.
+    """
+    few: defaultdict[tuple[int, int, str, str, str, str], int] = defaultdict(int)
+    people = _People()
+    cited = _Cited(connection, rows)
+    reading = connection.cursor()
+    reading.row_factory = None  # plain tuples: a third quicker
+    reading.execute(f"{_ROWS} WHERE {rows.condition} ORDER BY q.seq", rows.params)
+    for (
+        seq, bot, provider, model, status, error, answered, feedback, estimated, prompt, completion,
+        reasoning, cost, first, duration, page, visitor, session, question,
+    ) in reading:  # fmt: skip
+        slot = (seq >> SEQ_BITS) // QUARTER_MS
+        packed = _outcome(status, answered, feedback, estimated)
+        packed += _spent(prompt, completion, reasoning, cost)
+        if first is not None:
+            packed += _ONE_FIRST + (first << _AT_FIRST)
+        if status != "ok":
+            duration = None
+        elif duration is not None:
+            packed += _ONE_DURATION + (duration << _AT_DURATION)
+        few[slot, bot, provider, model, status, error] += packed
+        sources = cited.under(seq)
+        if not bot:
+            people.pages[slot, page] += packed
+            people.cite(slot, sources, packed)
+            people.wait(slot, first, duration)
+            people.ask(seq, question, answered == "no")
+            people.visitors.see(visitor, seq)
+            people.sessions.see(session, seq)
+    numbers = _by_dimension(few)
+    for seen, column, name in (
+        (people.visitors, "visitor", "visitors"),
+        (people.sessions, "session", "sessions"),
     ):
-        for slot, value, count in connection.execute(
-            f"SELECT {_SLOT}, q.{column}, count(*) FROM queries q WHERE {rows.condition} "  # noqa: S608
-            f"AND NOT q.bot AND q.{column} IS NOT NULL AND {condition} GROUP BY 1, 2",
+        for slot, count in _firsts(connection, rows, column, seen).items():
+            numbers["all", slot, ""] += count << _AT[name]
+    numbers.update((("page", *key), packed) for key, packed in people.pages.items())
+    numbers.update((("source", *key), packed) for key, packed in people.sources.items())
+    return Sums(numbers, people.scores, _in_buckets(people.waits), _by_key(people.asked), cited.titles)
+
+
+def _by_dimension(
+    few: Mapping[tuple[int, int, str, str, str, str], int],
+) -> defaultdict[tuple[str, int, str], int]:
+    numbers: defaultdict[tuple[str, int, str], int] = defaultdict(int)
+    for (slot, bot, *values), packed in few.items():
+        if bot:
+            numbers["bot", slot, ""] += packed
+            continue
+        numbers["all", slot, ""] += packed
+        for dimension, value in zip(_FEW, values, strict=True):
+            numbers[dimension, slot, value] += packed
+    return numbers
+
+
+class _Cited:
+    """What is cited under rows that are read in their order beside this."""
+
+    def __init__(self, connection: sqlite3.Connection, rows: Rows) -> None:
+        self.titles: dict[str, str] = {}
+        self._reading = connection.cursor()
+        self._reading.row_factory = None
+        condition = rows.condition.replace("q.seq", "seq")
+        self._reading.execute(
+            f"SELECT seq, source, title, score FROM citations WHERE {condition} ORDER BY seq, number",  # noqa: S608
             rows.params,
-        ):
-            pair = found.setdefault(slot, (Counter(), Counter()))
-            pair[place][histogram.bucket(value)] += count
+        )
+        self._next = self._reading.fetchone()
+
+    def under(self, seq: int) -> list[tuple[str, float]]:
+        """Documents cited under the row `seq`, with the scores of the citations."""
+        found: list[tuple[str, float]] = []
+        while self._next is not None and self._next[0] <= seq:
+            at, source, title, score = self._next
+            if at == seq:
+                found.append((source, score))
+                if title > self.titles.get(source, ""):
+                    self.titles[source] = title
+            self._next = self._reading.fetchone()
+        return found
+
+
+class _People:
+    """What is counted of people only, not of crawlers."""
+
+    def __init__(self) -> None:
+        self.pages: defaultdict[tuple[int, str], int] = defaultdict(int)
+        self.sources: defaultdict[tuple[int, str], int] = defaultdict(int)
+        self.scores: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self.waits: Waits = {}  # by milliseconds
+        self.asked: dict[tuple[int, str], list[int]] = {}
+        self.visitors, self.sessions = _Seen(), _Seen()
+
+    def cite(self, slot: int, sources: Sequence[tuple[str, float]], packed: int) -> None:
+        """A row counts once for each document, whose citations may be several."""
+        known = set()
+        for source, score in sources:
+            self.sources[slot, source] += _ONE_CITATION if source in known else packed + _ONE_CITATION
+            self.scores[slot, source] += score
+            known.add(source)
+
+    def wait(self, slot: int, first: int | None, duration: int | None) -> None:
+        pair = self.waits.get(slot)
+        if pair is None:
+            pair = self.waits[slot] = (Counter(), Counter())
+        if first is not None:
+            pair[0][first] += 1
+        if duration is not None:
+            pair[1][duration] += 1
+
+    def ask(self, seq: int, question: str | None, is_unanswered: bool) -> None:
+        if not question:
+            return
+        key = ((seq >> SEQ_BITS) // (QUARTER_MS * ASKED_QUARTERS), question)
+        entry = self.asked.get(key)
+        if entry is None:
+            self.asked[key] = [seq, 1, int(is_unanswered)]
+        else:
+            entry[0] = seq
+            entry[1] += 1
+            entry[2] += is_unanswered
+
+
+class _Seen:
+    """Visitors (or sessions) among some rows; `first` are the rows with which they may have come first."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self.first: list[int] = []
+
+    def see(self, hash: str, seq: int) -> None:
+        if not hash:
+            return
+        bucket = seq >> BUCKET_BITS
+        if self._last.get(hash, -REACH - 1) < bucket - REACH:
+            self.first.append(seq)
+        self._last[hash] = bucket
+
+
+def _firsts(connection: sqlite3.Connection, rows: Rows, column: str, seen: _Seen) -> Counter[int]:
+    """By quarter-hour, how many came first. Only rows whose bucket those before `rows` can reach need to
+    be compared with these: all that lies after the beginning of `rows` is among them."""
+    known = -1 if rows.late else (rows.params[0] >> BUCKET_BITS) + REACH
+    sure = [] if rows.late else [seq for seq in seen.first if seq >> BUCKET_BITS > known]
+    doubted = [seq for seq in seen.first if rows.late or seq >> BUCKET_BITS <= known]
+    if doubted:
+        found = connection.execute(
+            "SELECT q.seq FROM json_each(?) j CROSS JOIN queries q ON q.seq = j.value "  # noqa: S608
+            f"WHERE {rows.first(column)}",
+            (json.dumps(doubted),),
+        )
+        sure += [row[0] for row in found]
+    return Counter((seq >> SEQ_BITS) // QUARTER_MS for seq in sure)
+
+
+def _in_buckets(waited: Waits) -> Waits:
+    """Milliseconds as the buckets they fall into."""
+    found: Waits = {}
+    for slot, pair in waited.items():
+        both = found[slot] = (Counter[int](), Counter[int]())
+        for place, counts in enumerate(pair):
+            for value, count in counts.items():
+                both[place][histogram.bucket(value)] += count
     return found
 
 
@@ -183,15 +366,10 @@ def question_key(question: str) -> int:
     return int.from_bytes(blake2b(words, digest_size=8).digest(), "big", signed=True)
 
 
-def asked(connection: sqlite3.Connection, rows: Rows) -> Asked:
+def _by_key(questions: Mapping[tuple[int, str], Sequence[int]]) -> Asked:
     """By 8 hours and question: the newest row, how often it was asked, how often without an answer."""
     found: Asked = {}
-    for slot, question, seq, count, unanswered in connection.execute(
-        f"SELECT {_SLOT} / {ASKED_QUARTERS}, t.question, max(q.seq), count(*), sum(q.answered = 'no') "  # noqa: S608
-        f"FROM queries q JOIN texts t ON t.seq = q.seq WHERE {rows.condition} "
-        "AND NOT q.bot AND t.question <> '' GROUP BY 1, 2",
-        rows.params,
-    ):
+    for (slot, question), (seq, count, unanswered) in questions.items():
         if question.strip():
             entry = found.setdefault((slot, question_key(question)), [0, 0, 0])
             entry[:] = max(entry[0], seq), entry[1] + count, entry[2] + unanswered
@@ -206,13 +384,14 @@ def gather_tail(connection: sqlite3.Connection, low: int, high: int) -> Waits:
     found: Waits = {}
     upto = state(connection)["summed_upto"]
     for rows in (Rows(max(low - 1, upto), high - 1), Rows(late=True)):
-        gather(connection, rows)
-        for slot, pair in waits(connection, rows).items():
+        sums = fold(connection, rows)
+        _ADD_FRESH.run(connection, sums.entries())
+        for slot, pair in sums.waits.items():
             both = found.setdefault(slot, (Counter(), Counter()))
             both[0].update(pair[0])
             both[1].update(pair[1])
-        connection.execute(f"INSERT INTO fresh_sources {_titles(rows)}", rows.params)
-        _ADD_FRESH_ASKED.run(connection, [(*key, *entry) for key, entry in asked(connection, rows).items()])
+        _ADD_FRESH_SOURCES.run(connection, list(sums.titles.items()))
+        _ADD_FRESH_ASKED.run(connection, [(*key, *entry) for key, entry in sums.asked.items()])
     return found
 
 
@@ -238,24 +417,19 @@ def sum_up(writer: sqlite3.Connection, limit: int, before: int) -> int:
 
 
 def _add(writer: sqlite3.Connection, rows: Rows) -> None:
+    sums = fold(writer, rows)
+    _set_fresh(writer, sums)
+    add_fresh(writer)
+    _add_waits(writer, sums.waits)
+    _add_asked(writer, sums.asked)
+    _ADD_SOURCES.run(writer, list(sums.titles.items()))
+
+
+def _set_fresh(writer: sqlite3.Connection, sums: Sums) -> None:
     writer.execute(FRESH)
     writer.execute("DELETE FROM fresh")
-    gather(writer, rows)
+    _ADD_FRESH.run(writer, sums.entries())
     _few_pages(writer)
-    add_fresh(writer)
-    _add_waits(writer, waits(writer, rows))
-    _add_asked(writer, asked(writer, rows))
-    writer.execute(
-        f"INSERT INTO sources (source, title) SELECT * FROM ({_titles(rows)}) WHERE true "  # noqa: S608
-        "ON CONFLICT (source) DO UPDATE SET title = excluded.title WHERE title <> excluded.title",
-        rows.params,
-    )
-
-
-def _titles(rows: Rows) -> str:
-    """What each document is called that was cited under `rows`."""
-    cited = rows.condition.replace("q.seq", "seq")
-    return f"SELECT source, max(title) FROM citations WHERE {cited} GROUP BY source"  # noqa: S608
 
 
 def add_fresh(writer: sqlite3.Connection, levels: Sequence[int] = range(len(LEVELS))) -> None:
@@ -406,19 +580,15 @@ def rebuild_hour(writer: sqlite3.Connection, hour: int) -> int:
     writer.execute("DELETE FROM waits WHERE level = 0 AND slot >= ? AND slot < ?", (low, high))
     upto = state(writer)["summed_upto"]
     rows = Rows((low * QUARTER_MS << 20) - 1, min((high * QUARTER_MS << 20) - 1, upto))
-    writer.execute(FRESH)
-    writer.execute("DELETE FROM fresh")
-    gather(writer, rows)
-    count = writer.execute("SELECT coalesce(sum(questions), 0) FROM fresh WHERE dimension IN ('all', 'bot')")
-    counted = int(count.fetchone()[0])
-    _few_pages(writer)
+    sums = fold(writer, rows)
+    counted = sum(
+        packed & _LANE for (dimension, _, _), packed in sums.numbers.items() if dimension in ("all", "bot")
+    )
+    _set_fresh(writer, sums)
     add_fresh(writer, [0])
     _SET_WAITS.run(
         writer,
-        [
-            (0, slot, *(histogram.add(b"", counts) for counts in pair))
-            for slot, pair in waits(writer, rows).items()
-        ],
+        [(0, slot, *(histogram.add(b"", counts) for counts in pair)) for slot, pair in sums.waits.items()],
     )
     rebuild_slot(writer, 1, hour)
     return counted
@@ -451,7 +621,7 @@ def rebuild_asked(writer: sqlite3.Connection, slot: int) -> None:
     """The questions of 8 hours that are over."""
     low, high = slot * ASKED_QUARTERS * QUARTER_MS << 20, (slot + 1) * ASKED_QUARTERS * QUARTER_MS << 20
     writer.execute("DELETE FROM asked WHERE slot = ?", (slot,))
-    entries = asked(writer, Rows(low - 1, min(high - 1, state(writer)["summed_upto"])))
+    entries = fold(writer, Rows(low - 1, min(high - 1, state(writer)["summed_upto"]))).asked
     most = sorted(entries.items(), key=lambda item: (-item[1][1], -item[1][0]))[:ASKED_KEPT]
     _ADD_ASKED.run(writer, [(*key, *entry) for key, entry in most])
 

@@ -215,16 +215,17 @@ def seal(writer: sqlite3.Connection, segment: int, seqs: Sequence[int]) -> None:
         set_state(writer, sealed_upto=seqs[-1])
 
 
-def unseal(writer: sqlite3.Connection, low: int, high: int) -> None:
-    """Takes segments with rows from `low` to `high` out of use: their rows are found by reading, until
-    they are in a segment again."""
+def unseal(writer: sqlite3.Connection, low: int, high: int, kept_from: int = 0) -> None:
+    """Takes segments with rows from `low` to `high` out of use: their rows, if not before `kept_from`, are
+    found by reading, until they are in a segment again."""
     hit = writer.execute(
         "SELECT id, seqs FROM segments WHERE live AND first_seq <= ? AND last_seq >= ?", (high, low)
     ).fetchall()
     for segment, packed in hit:
         writer.execute("UPDATE segments SET live = 0, seqs = x'' WHERE id = ?", (segment,))
-        writer.executemany(
-            "INSERT OR IGNORE INTO unindexed (seq) VALUES (?)", [(seq,) for seq in array("q", packed)]
+        kept = [seq for seq in array("q", packed) if seq >= kept_from]
+        writer.execute(
+            "INSERT OR IGNORE INTO unindexed (seq) SELECT value FROM json_each(?)", (json.dumps(kept),)
         )
 
 

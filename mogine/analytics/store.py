@@ -33,6 +33,8 @@ from mogine.chat import Citation
 from mogine.errors import Locked, RequestError, StoreError, Unavailable
 
 BUSY_MS = 100
+# SQLite's own waiting looks ever more seldom, up to every 100 ms, and misses short rests of who deletes.
+POLL_S = 0.002
 PATIENT_BUSY_MS = 5_000
 MAX_SEARCH_CHARS = 100
 MAX_TEXT_CHARS = 128 * 1024
@@ -201,6 +203,8 @@ class AnalyticsStore:
         self._writer: sqlite3.Connection | None = None
         self._inode = 0
         self._durable = True
+        self._version = 0
+        self.visits = 0
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -347,16 +351,24 @@ class AnalyticsStore:
                 self._durable = True
             writer = self._writer
             try:
-                writer.execute(f"PRAGMA busy_timeout = {busy_ms:d}")
                 if durable is not self._durable:
                     writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                    # Who works behind the writers empties the journal too, before one of them has to.
+                    writer.execute(f"PRAGMA wal_autocheckpoint = {1000 if durable else 500}")
                     self._durable = durable
-                writer.execute("BEGIN IMMEDIATE")
+                _begin(writer, busy_ms)
+                self._note_visit(writer, durable)
                 yield writer
                 writer.execute("COMMIT")
             except BaseException:
                 self._drop_writer()  # closing rolls back
                 raise
+
+    def _note_visit(self, writer: sqlite3.Connection, durable: bool) -> None:
+        """Counts in `visits` transactions of other processes (as one, however many) and our durable ones."""
+        (version,) = writer.execute("PRAGMA data_version").fetchone()
+        self.visits += durable + (version != self._version)
+        self._version = version
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -447,7 +459,7 @@ class AnalyticsStore:
                 "SELECT seq FROM queries WHERE seq < ? ORDER BY seq LIMIT ?", (first_seq(before), limit)
             ).fetchall()
             if oldest:
-                self._erase(writer, oldest[0][0], oldest[-1][0], len(oldest))
+                self._erase(writer, oldest[0][0], oldest[-1][0], len(oldest), kept_from=first_seq(before))
                 known = state(writer)["deleted_before"]
                 set_state(writer, deleted_before=max(known, epoch_ms(before)))
             return len(oldest)
@@ -462,9 +474,14 @@ class AnalyticsStore:
                 self._erase(writer, seq, seq, 1)
             return len(there)
 
-    def _erase(self, writer: sqlite3.Connection, low: int, high: int, rows: int) -> None:
-        """All rows from `low` to `high`, which are `rows`, and every trace of their words."""
-        search.unseal(writer, low, high)
+    def _erase(
+        self, writer: sqlite3.Connection, low: int, high: int, rows: int, *, kept_from: int = 0
+    ) -> None:
+        """All rows from `low` to `high`, which are `rows`, and every trace of their words.
+
+        Searches need not find those before `kept_from` any more, which are to be deleted next.
+        """
+        search.unseal(writer, low, high, kept_from)
         known = state(writer)
         unsummed = writer.execute(
             "SELECT count(*) FROM queries WHERE seq >= ?1 AND seq <= ?2 AND (seq > ?3 OR seq IN "
@@ -493,13 +510,15 @@ class AnalyticsStore:
         with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
             return search.purge(writer, limit)
 
-    def give_back(self, pages: int = 500) -> bool:
-        """Hands up to `pages` free pages back to the disk; False when there are none left."""
+    def give_back(self, pages: int = 500, *, spare: int = 0) -> bool:
+        """Hands up to `pages` free pages back to the disk; False when there are no more than `spare`."""
         with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
-            if not writer.execute("PRAGMA freelist_count").fetchone()[0]:
+            if writer.execute("PRAGMA freelist_count").fetchone()[0] <= spare:
                 return False
-            # The pragma frees one page for each step, so it must be read to its end.
-            writer.execute(f"PRAGMA incremental_vacuum({pages:d})").fetchall()
+            # The pragma frees one page a step. A cursor takes a single step of what gives no columns, a
+            # script all of them; but a script commits first: the pragma is a transaction of its own.
+            writer.executescript(f"PRAGMA incremental_vacuum({pages:d})")
+            writer.execute("BEGIN")
             return True
 
     def checkpoint(self) -> bool:
@@ -788,6 +807,21 @@ def _connect(path: Path, *, busy_ms: int, read_only: bool = False) -> sqlite3.Co
         connection.close()
         raise
     return connection
+
+
+def _begin(writer: sqlite3.Connection, busy_ms: int) -> None:
+    """Begins to write, at the latest after `busy_ms`."""
+    end = time.monotonic() + busy_ms / 1000
+    writer.execute("PRAGMA busy_timeout = 0")
+    while True:
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+        time.sleep(POLL_S)
+    writer.execute(f"PRAGMA busy_timeout = {busy_ms:d}")
 
 
 def _applied(connection: sqlite3.Connection) -> list[str] | None:

@@ -12,15 +12,21 @@ from mogine.analytics import rollups, search
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
 from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, first_seq, locked_file
+from mogine.analytics.store import POLL_S, AnalyticsStore, first_seq, locked_file
 from mogine.analytics.tables import state
 from mogine.errors import Locked, MogineError
 
 # Answers take minutes at most: rows older than this have nothing to come between them any more.
 SETTLED = timedelta(minutes=10)
-CROWD_ROWS = 5_000
-CROWDED = timedelta(seconds=30)
-SLICE_S = 0.02
+# Few answers take longer than this. Rows that come later are summed by themselves, which costs more a row.
+SUMMED_AFTER = timedelta(minutes=1)
+# So many rows that statistics would feel them: then even less is left to be summed by the reader.
+CROWD_ROWS = 2_000
+CROWDED = timedelta(seconds=10)
+LOOK_EVERY_S = 5.0
+SLICE_S = 0.01
+ALONE_S = 0.025
+GAP_S = 2 * POLL_S
 COLLECT_ROWS = 128
 HOUR_MS = 4 * QUARTER_MS
 REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see _REACH of rollups.py
@@ -61,7 +67,7 @@ def index_once(
         with store.transaction() as writer:
             segment = search.new_segment(writer)
         entries = iter(sorted(index.items()))
-        pace = Pace(2_000, 500, 20_000, sleep)
+        pace = Pace(store, 500, 100, 20_000, sleep)
         done = False
         while not done:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -75,7 +81,7 @@ def index_once(
 
 def purge_index(store: AnalyticsStore, *, sleep: Sleep = time.sleep) -> None:
     """Deletes the terms of segments that are out of use."""
-    pace = Pace(2_000, 200, 20_000, sleep)
+    pace = Pace(store, 200, 50, 20_000, sleep)
     more = True
     while more:
         with pace as limit:
@@ -87,15 +93,15 @@ def sum_up(
 ) -> int:
     """Adds the rows that began before `before`, and are not summed yet, to the sums; how many.
 
-    Without `before` the rows of the last minutes are left alone: others still come between them, and each
-    of those would have to be summed by itself. Raises Locked while another process is at it, unless told
+    Without `before` the rows of the last minute are left alone: others still come between them, and those
+    would have to be summed by themselves. Raises Locked while another process is at it, unless told
     to `wait`.
     """
     if not store.exists():
         return 0
-    high = first_seq(before or datetime.now(UTC) - SETTLED)
+    high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
-    pace = Pace(250, 100, 5_000, sleep)
+    pace = Pace(store, 250, 100, 5_000, sleep)
     with locked_file(store.path.with_name("sums.lock"), wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -106,13 +112,20 @@ def sum_up(
 
 
 class Pace:
-    """Slices of work: each `with` gives how much to do, so that it takes SLICE_S; then it rests twice as
-    long as it took, and whoever wants to write comes in between."""
+    """Slices of work in transactions that are not durable: every `with` gives how much to do.
 
-    def __init__(self, start: int, least: int, most: int, sleep: Sleep) -> None:
+    While others write too, a slice is to take SLICE_S, and rests twice as long as it took. While nobody does
+    it takes ALONE_S, and leaves just the gap in which a writer who has come meanwhile gets in.
+    """
+
+    def __init__(
+        self, store: AnalyticsStore, start: int, least: int, most: int, sleep: Callable[[float], None]
+    ) -> None:
+        self._store = store
         self._size, self._least, self._most = start, least, most
         self._sleep = sleep
         self._began = 0.0
+        self._visits = store.visits
 
     def __enter__(self) -> int:
         self._began = time.monotonic()
@@ -121,9 +134,12 @@ class Pace:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         took = time.monotonic() - self._began
         if error is None:
-            wanted = int(self._size * min(2.0, SLICE_S / max(took, 0.001)))
+            is_alone = self._store.visits == self._visits
+            self._visits = self._store.visits
+            goal = ALONE_S if is_alone else SLICE_S
+            wanted = int(self._size * min(2.0, goal / max(took, 0.001)))
             self._size = max(self._least, min(self._most, wanted))
-            self._sleep(max(0.001, 2 * took))
+            self._sleep(GAP_S if is_alone else max(GAP_S, 2 * took))
 
 
 class Upkeep:
@@ -144,9 +160,13 @@ class Upkeep:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
+        due = time.monotonic() + self._every_s
+        while not self._stopped.wait(min(LOOK_EVERY_S, self._every_s)):
             try:
-                self.once()
+                self.sum_crowd()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self._every_s
+                    self.once()
             except _Stopped:
                 return
             except Locked:
@@ -158,11 +178,14 @@ class Upkeep:
     def once(self) -> None:
         """Does what there is to do."""
         sum_up(self._store, sleep=self._rest)
-        if self._store.is_crowded(CROWD_ROWS):
-            # So many rows that statistics would feel them: those that come between are summed by themselves.
-            sum_up(self._store, before=datetime.now(UTC) - CROWDED, sleep=self._rest)
+        self.sum_crowd()
         while index_once(self._store, sleep=self._rest):
             pass
+
+    def sum_crowd(self) -> None:
+        """Sums what was recorded seconds ago, if that is much."""
+        if self._store.exists() and self._store.is_crowded(CROWD_ROWS):
+            sum_up(self._store, before=datetime.now(UTC) - CROWDED, sleep=self._rest)
 
     def _rest(self, seconds: float) -> None:
         if self._stopped.wait(seconds):

@@ -1,6 +1,7 @@
 """Cleanup deletes what is past its time, all of it, nothing else, for good, and lets writers through."""
 
 import sqlite3
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from mogine.analytics.records import new_id
 from mogine.analytics.retention import cleanup
 from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.analytics.upkeep import GAP_S, Pace
 from mogine.errors import Locked, RequestError
 from tests.analytics.rows import row
 
@@ -110,6 +112,38 @@ def test_impossible_ages_are_refused(store: AnalyticsStore, days: int) -> None:
     with pytest.raises(RequestError) as refused:
         cleanup(store, days, now=NOW)
     assert refused.value.param == "older_than_days"
+
+
+def test_a_slice_gives_back_as_many_pages_as_it_is_told(store: AnalyticsStore) -> None:
+    fill(store)
+    store.delete_before(NOW - 90 * DAY, limit=100_000)
+    free = _free_pages(store)
+    assert free > 100
+    assert store.give_back(40)
+    assert _free_pages(store) == free - 40
+    assert store.give_back(free, spare=10)
+    assert not store.give_back(free, spare=10)
+
+
+def _free_pages(store: AnalyticsStore) -> int:
+    with store.reader() as reader:
+        count: int = reader.one("PRAGMA freelist_count")[0]
+    return count
+
+
+def test_a_pace_knows_whether_others_write(store: AnalyticsStore) -> None:
+    fill(store, old=200)
+    rests: list[float] = []
+    pace = Pace(store, 1, 1, 1, rests.append)
+    other = AnalyticsStore(store.path)
+    for writes in (None, other.insert, None, store.insert, None):
+        if writes:
+            writes([row(id=new_id(NOW), at=NOW)], busy_ms=5000)
+        with pace as limit:
+            store.delete_before(NOW - 90 * DAY, limit=limit)
+            time.sleep(0.005)
+    other.close()
+    assert [rest > GAP_S for rest in rests[1:]] == [True, False, True, False]
 
 
 def test_writers_get_in_between_the_slices(store: AnalyticsStore) -> None:

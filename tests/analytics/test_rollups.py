@@ -221,6 +221,7 @@ def _keys(store: AnalyticsStore) -> list[Any]:
 
 def test_a_crowd_of_new_rows_is_summed_sooner(store: AnalyticsStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "CROWD_ROWS", 50)
+    monkeypatch.setattr(upkeep, "SUMMED_AFTER", timedelta(hours=1))
     now = datetime.now(UTC)
     store.insert([row(timedelta(minutes=2), at=now) for _ in range(40)], busy_ms=5000)
     upkeep.Upkeep(store).once()

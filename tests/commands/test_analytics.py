@@ -146,6 +146,26 @@ def test_wrong_filters_are_refused(mogine: Run, args: list[str]) -> None:
     assert done.returncode == 2 and args[0].strip("-") in done.stderr
 
 
+def test_watching_shows_what_comes_and_ends_with_ctrl_c(home: Path, store: AnalyticsStore) -> None:
+    fill(store)
+    with subprocess.Popen(
+        [sys.executable, "-m", "mogine", "stats", "--watch", "--json"],
+        cwd=home,
+        env=clean_environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        first = json.loads(child.stdout.readline())["totals"]["questions"]
+        store.insert([row(at=now(), question="new question")], busy_ms=5000)
+        while json.loads(child.stdout.readline())["totals"]["questions"] != first + 1:
+            pass
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+        assert child.stderr.read() == ""
+
+
 def test_following_shows_what_comes_and_ends_with_ctrl_c(home: Path, store: AnalyticsStore) -> None:
     fill(store)
     with subprocess.Popen(
