@@ -16,7 +16,7 @@ from mogine.serve.limits import TooOften
 from mogine.serve.visitors import utc_now
 
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
-SURE_SCORE = 0.3
+SURE_SCORE = 0.35
 MAX_PIECES = 256  # a piece of two letters takes as much memory as fifty of them
 SURE_SCORE_BY_WORDS = 0.2
 REGRET_CHARS = 400
