@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mogine.kb.passages import Document, Passage, language
 
 # Whole paragraphs are packed up to this; only a longer one is cut.
 MAX_CHARS = 512
-# A paragraph that is not Chinese is longer from here on, and cut into pieces of at most so much: measured in
-# docs/retrieval.md.
-MAX_PIECE_CHARS = 300
+# Into pieces of at most so much, when it is not Chinese: measured in docs/retrieval.md.
+MAX_PIECE_CHARS = 340
 # A piece of a cut paragraph begins with the last sentence of the piece before it, when that is short.
 OVERLAP_CHARS = 100
 MAX_HEADING_CHARS = 100
@@ -34,19 +33,13 @@ _ENDS = (
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A paragraph, table or fenced text under its headings.
-
-    A rule before it keeps it from being packed; one before or after it keeps it whole up to MAX_CHARS, since
-    entries of questions and answers stand between rules. `part` counts the pieces of a cut block from 1.
-    """
+    """A paragraph, table or fenced text under its headings; a rule before it keeps it from being packed."""
 
     text: str
     headings: tuple[str, ...]
     page: int | None
     is_table: bool = False
     is_apart: bool = False
-    is_whole: bool = False
-    part: int = 0
 
 
 def chunk(document: Document) -> list[Passage]:
@@ -61,7 +54,6 @@ def chunk(document: Document) -> list[Passage]:
             text=block.text,
             url=document.url,
             page=block.page,
-            part=block.part,
         )
         for position, block in enumerate(_packed(_blocks(document.text, document.title)))
     ]
@@ -79,10 +71,7 @@ def _packed(blocks: Iterator[_Block]) -> Iterator[_Block]:
                 open_block = piece
             elif _fits(open_block, piece):
                 open_block = _Block(
-                    f"{open_block.text}\n\n{piece.text}",
-                    open_block.headings,
-                    open_block.page,
-                    part=piece.part or open_block.part,
+                    f"{open_block.text}\n\n{piece.text}", open_block.headings, open_block.page, is_apart=False
                 )
             else:
                 yield open_block
@@ -98,21 +87,14 @@ def _fits(first: _Block, second: _Block) -> bool:
 
 
 def _cut(block: _Block) -> Iterator[_Block]:
-    limit = MAX_CHARS if language(block.text) == "zh" else MAX_PIECE_CHARS
-    if len(block.text) <= (MAX_CHARS if block.is_table or block.is_whole else limit):
+    if len(block.text) <= MAX_CHARS:
         yield block
         return
+    limit = MAX_CHARS if language(block.text) == "zh" else MAX_PIECE_CHARS
     texts = _cut_table(block.text) if block.is_table else _cut_text(block.text, limit)
     for index, text in enumerate(texts):
         # Pieces of one block are never packed together again: they would hold the overlap twice.
-        yield _Block(
-            text,
-            block.headings,
-            block.page,
-            block.is_table,
-            is_apart=block.is_apart or index > 0,
-            part=0 if block.is_table else index + 1,
-        )
+        yield _Block(text, block.headings, block.page, block.is_table, is_apart=block.is_apart or index > 0)
 
 
 def _cut_table(text: str) -> Iterator[str]:
@@ -227,28 +209,21 @@ def _blocks(text: str, title: str) -> Iterator[_Block]:
     # Text that ends with a page's end has pages; a last piece without one belongs to the last page.
     has_pages = len(pages) > 1
     is_apart = False
-    last: _Block | None = None
     for number, page in enumerate(pages, 1):
         at = min(number, len(pages) - 1) if has_pages else None
         for kind, words in _pieces(page.split("\n")):
             if kind == "rule":
                 is_apart = True
-                if last is not None:
-                    last = replace(last, is_whole=True)
                 continue
             found: _Block | None
             if kind.startswith("h"):
                 found = outline.enter(int(kind[1]), words, at)
             else:
                 outline.fill()
-                found = _Block(words, outline.path, at, kind == "table", is_apart, is_whole=is_apart)
+                found = _Block(words, outline.path, at, kind == "table", is_apart)
                 is_apart = False
             if found is not None:
-                if last is not None:
-                    yield last
-                last = found
-    if last is not None:
-        yield last
+                yield found
     if (bare := outline.leave()) is not None:
         yield bare
 

@@ -9,7 +9,7 @@ from mogine.kb.passages import Document, Language, Passage, StoredDocument, lang
 from mogine.kb.texts import Readers
 
 _PASSAGE = (
-    "SELECT p.number, p.id, d.source, p.title, p.heading, p.position, p.text, p.url, p.page"
+    "SELECT p.number, p.id, d.source, p.title, p.heading, p.position, p.text, p.url, p.page, p.language"
     " FROM passages p JOIN documents d ON d.number = p.document"
 )
 _DOCUMENT = (
@@ -26,9 +26,8 @@ def read_sources(db: sqlite3.Connection) -> dict[str, str]:
 def read_documents(db: sqlite3.Connection) -> Iterator[tuple[Document, list[tuple[int, Passage]]]]:
     """All documents with their numbered passages, to be taken in again; the whole texts are not kept."""
     rows = db.execute("SELECT source, title, digest, url, updated FROM documents ORDER BY number")
-    catalogue = CatalogueWriter(db)
     for source, title, digest, url, updated in rows.fetchall():
-        yield Document(source, title, "", digest, url, updated), catalogue.passages_of(source)
+        yield Document(source, title, "", digest, url, updated), CatalogueWriter(db).passages_of(source)
 
 
 class CatalogueWriter:
@@ -36,9 +35,6 @@ class CatalogueWriter:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        # Generations that an older mogine wrote do not know; they are read to be written anew.
-        knows = db.execute("SELECT 1 FROM pragma_table_info('passages') WHERE name = 'part'").fetchone()
-        self._passage = _PASSAGE.replace(" FROM", ", p.part FROM" if knows else ", 0 FROM", 1)
 
     def add(self, document: Document, passages: Sequence[Passage]) -> list[int]:
         """The numbers of the passages, in their order."""
@@ -58,9 +54,9 @@ class CatalogueWriter:
 
     def _add_passage(self, document: int | None, p: Passage) -> int:
         cursor = self._db.execute(
-            "INSERT INTO passages (document, id, title, heading, position, text, url, page, language, part)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (document, p.id, p.title, p.heading, p.position, p.text, p.url, p.page, language(p.text), p.part),
+            "INSERT INTO passages (document, id, title, heading, position, text, url, page, language)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (document, p.id, p.title, p.heading, p.position, p.text, p.url, p.page, language(p.text)),
         )
         number = cursor.lastrowid
         if number is None:
@@ -68,9 +64,7 @@ class CatalogueWriter:
         return number
 
     def passages_of(self, source: str) -> list[tuple[int, Passage]]:
-        rows = self._db.execute(
-            f"{self._passage} WHERE d.source = ? ORDER BY p.position, p.number", (source,)
-        )
+        rows = self._db.execute(f"{_PASSAGE} WHERE d.source = ? ORDER BY p.position, p.number", (source,))
         return [(row[0], _passage(row)) for row in rows]
 
     def remove(self, source: str) -> None:
@@ -131,4 +125,5 @@ def _marks(values: Sequence[int]) -> str:
 
 
 def _passage(row: Sequence[Any]) -> Passage:
-    return Passage(*row[1:])
+    _, id, source, title, heading, position, text, url, page, _ = row
+    return Passage(id, source, title, heading, position, text, url, page)

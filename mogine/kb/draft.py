@@ -24,7 +24,7 @@ from mogine.kb.manifest import (
     damaged_files,
     sources_of,
 )
-from mogine.kb.passages import Document, Passage, indexed_words
+from mogine.kb.passages import Document, Passage
 from mogine.kb.rounded import RoundedWriter
 from mogine.kb.texts import create_texts, open_for_reading, open_for_writing
 from mogine.kb.vectors import VECTORS_NAME, VectorIndex
@@ -184,16 +184,16 @@ class _Work:
     def replace(self, document: Document, passages: Sequence[Passage]) -> None:
         self.remove(document.source)
         numbers = self._catalogue.add(document, passages)
-        for number, passage, words in zip(numbers, passages, indexed_words(passages), strict=True):
-            self._lexical.add(number, words)
+        for number, passage in zip(numbers, passages, strict=True):
+            self._lexical.add(number, passage.searchable)
             self._waiting.append((number, passage.searchable))
         if len(self._waiting) >= _EMBED_AT_ONCE:
             self._embed()
 
     def remove(self, source: str) -> None:
         old = self._catalogue.passages_of(source)
-        for (number, _), words in zip(old, indexed_words([passage for _, passage in old]), strict=True):
-            self._lexical.remove(number, words)
+        for number, passage in old:
+            self._lexical.remove(number, passage.searchable)
         self._catalogue.remove(source)
         numbers = {number for number, _ in old}
         kept = [(number, text) for number, text in self._waiting if number not in numbers]
@@ -212,12 +212,10 @@ class _Work:
         try:
             with closing(open_for_reading(old.path)) as db:
                 moved: list[tuple[int, int, str]] = []
-                for document, numbered in read_documents(db):
-                    passages = [passage for _, passage in numbered]
-                    numbers = self._catalogue.add(document, passages)
-                    words = indexed_words(passages)
-                    for number, (old_number, passage), text in zip(numbers, numbered, words, strict=True):
-                        self._lexical.add(number, text)
+                for document, passages in read_documents(db):
+                    numbers = self._catalogue.add(document, [passage for _, passage in passages])
+                    for number, (old_number, passage) in zip(numbers, passages, strict=True):
+                        self._lexical.add(number, passage.searchable)
                         moved.append((number, old_number, passage.searchable))
                     if len(moved) >= _TAKE_OVER_AT_ONCE:
                         self._move(moved, vectors)

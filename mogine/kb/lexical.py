@@ -17,7 +17,7 @@ from mogine.kb.passages import HAN
 from mogine.kb.texts import PADDING_ROWS, Readers
 
 # The rules of `terms`: raised when they change, so that the next ingest writes the keyword index anew.
-TERMS = "4"
+TERMS = "3"
 # BM25 with k1 = 1.2, as FTS5 has it: a term can at most earn its idf times k1 + 1.
 _PERFECT = 2.2
 # Terms in more than a fifth of the passages say nothing and cost most of the time, once there are many.

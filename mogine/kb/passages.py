@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +55,6 @@ class Passage:
 
     `text` is the bare piece; title and heading path stand beside it, not in it. `heading` is the path
     below the title ("Returns > Refunds"), `position` counts from 0 within the document, `page` from 1.
-    `part` counts the pieces of one paragraph from 1; 0 is what was not cut.
     """
 
     id: str
@@ -67,7 +65,6 @@ class Passage:
     text: str
     url: str = ""
     page: int | None = None
-    part: int = 0
 
     @property
     def searchable(self) -> str:
@@ -80,26 +77,6 @@ class Passage:
                 else [*front, self.heading]
             )
         return "\n".join([*front, self.text])
-
-
-def indexed_words(passages: Sequence[Passage]) -> list[str]:
-    """What the keyword index reads for each passage of a document, given in their order.
-
-    A piece of an English paragraph is read with the piece before and the piece after it: it says "the
-    company" where its neighbour says the name. Vectors do not get better by that (docs/retrieval.md).
-    """
-    return [
-        "\n".join([passage.searchable, *(other.text for other in _neighbours(passages, index))])
-        for index, passage in enumerate(passages)
-    ]
-
-
-def _neighbours(passages: Sequence[Passage], index: int) -> list[Passage]:
-    passage = passages[index]
-    if not passage.part or language(passage.text) == "zh":
-        return []
-    beside = ((index - 1, passage.part - 1), (index + 1, passage.part + 1))
-    return [passages[at] for at, part in beside if 0 <= at < len(passages) and passages[at].part == part > 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,7 @@ CREATE TABLE passages (
     text TEXT NOT NULL,
     url TEXT NOT NULL,
     page INTEGER,
-    language TEXT NOT NULL,
-    part INTEGER NOT NULL
+    language TEXT NOT NULL
 );
 CREATE INDEX passages_of_document ON passages (document, position);
 -- Terms come ready made, so the tokenizer only has to split at blanks: `ascii` takes every character

@@ -54,25 +54,12 @@ def test_a_long_paragraph_is_cut_after_sentences_with_one_of_overlap(sentence: s
         assert any(line.strip() in p.text for p in passages)
 
 
-def test_a_short_paragraph_stays_whole_and_an_english_one_is_cut_finer() -> None:
-    """Finer pieces of English are found better."""
-    for text, most in ((EN, MAX_PIECE_CHARS), (ZH, MAX_CHARS)):
-        whole = text * (most // len(text))
-        assert [(p.text, p.part) for p in cut(whole)] == [(whole.strip(), 0)]
+def test_a_whole_paragraph_stays_whole_and_a_longer_english_one_is_cut_finer() -> None:
+    """Finer pieces of English are found better, also by questions in Chinese."""
+    whole = EN * (MAX_CHARS // len(EN))
+    assert [p.text for p in cut(whole)] == [whole.strip()]
     assert all(len(p.text) <= MAX_PIECE_CHARS for p in cut(EN * 40))
     assert any(len(p.text) > MAX_PIECE_CHARS for p in cut(ZH * 40))
-
-
-def test_what_stands_between_rules_is_cut_only_above_the_limit() -> None:
-    entry = (EN * (MAX_CHARS // len(EN))).strip()
-    assert [p.text for p in cut(f"{entry}\n\n---\n\n{entry}")] == [entry, entry]
-
-
-def test_pieces_of_a_paragraph_are_counted_each_for_itself() -> None:
-    parts = [p.part for p in cut(f"{EN * 8}\n\n{EN * 8}\n\n{EN}")]
-    first = parts.index(1, 1)
-    assert parts[:first] == [*range(1, first + 1)] and first > 1
-    assert parts[first : 2 * first] == [*range(1, first + 1)]
 
 
 def test_pieces_of_a_long_paragraph_are_of_about_one_len() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mogine.kb.passages import Passage, document_id, indexed_words, language
+from mogine.kb.passages import Passage, document_id, language
 
 
 @pytest.mark.parametrize(
@@ -46,30 +46,3 @@ def test_title_and_heading_are_searched_once_with_the_text(
     title: str, heading: str, text: str, expected: str
 ) -> None:
     assert Passage("x:0", "a.md", title, heading, 0, text).searchable == expected
-
-
-def piece(position: int, text: str, part: int) -> Passage:
-    return Passage(f"d:{position}", "a.md", "Title", "", position, text, part=part)
-
-
-def test_keyword_index_reads_a_piece_with_its_neighbours_of_the_same_paragraph() -> None:
-    passages = [
-        piece(0, "Before.", 0),
-        piece(1, "Acme began small.", 1),
-        piece(2, "The company grew.", 2),
-        piece(3, "It moved to Delft.", 3),
-        piece(4, "Another paragraph.", 1),
-    ]
-    words = indexed_words(passages)
-    assert words[0] == "Title\nBefore."
-    assert words[1] == "Title\nAcme began small.\nThe company grew."
-    assert words[2] == "Title\nThe company grew.\nAcme began small.\nIt moved to Delft."
-    assert words[3] == "Title\nIt moved to Delft.\nThe company grew."
-    assert words[4] == "Title\nAnother paragraph."
-
-
-def test_keyword_index_reads_a_chinese_piece_alone() -> None:
-    assert indexed_words([piece(0, "公司成立于代尔夫特。", 1), piece(1, "后来搬家了。", 2)]) == [
-        "Title\n公司成立于代尔夫特。",
-        "Title\n后来搬家了。",
-    ]
