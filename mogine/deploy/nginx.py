@@ -119,7 +119,13 @@ def _shared(site: Site) -> Lines:
     # Connections that carry nothing but questions are the quickest in mogine: they have their own pool.
     for name, port in {**_ports(site), "questions": site.proxy_port}.items():
         address = f"[{site.host}]" if ":" in site.host else site.host
-        lines += [f"upstream mogine_{name} {{", f"    server {address}:{port};", "    keepalive 32;", "}"]
+        lines += [
+            f"upstream mogine_{name} {{",
+            f"    server {address}:{port};",
+            "    keepalive 32;",
+            "    keepalive_timeout 20s;",  # shorter than ours, which would meet a question half-way
+            "}",
+        ]
     return lines
 
 
