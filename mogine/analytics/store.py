@@ -749,7 +749,9 @@ def translate(error: sqlite3.Error, name: str) -> StoreError | Locked | Unavaila
     primary = code & 0xFF if code is not None else None
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Locked(f"{name} is in use by another program; try again in a moment")
-    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+    # A step that is made although its tables are there: what told that it was done is lost.
+    is_forgotten = primary == sqlite3.SQLITE_ERROR and str(error).endswith("already exists")
+    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or is_forgotten:
         return Damaged(f"{name} is damaged ({error}): the next `mogine serve` moves it aside and begins anew")
     if primary == sqlite3.SQLITE_INTERRUPT:
         return Unavailable(TOO_LONG)
