@@ -148,9 +148,12 @@ class AdminSessions:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._sweep()
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            # Under another name until it is whole: who sweeps takes an empty one for one that has ended.
+            draft = path.with_name(f".{path.name}")
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(f"{expires_at}\n")
+            draft.rename(path)
         except OSError as error:
             raise StoreError(
                 f"data/{FOLDER} cannot be written: {error.strerror or error}; is the disk full?"

@@ -31,7 +31,8 @@ Rows = Sequence[Sequence[str]]
 def load_csv(data: bytes) -> Parsed:
     """A CSV file with comma, semicolon, tab or bar between its cells."""
     text = decode(data).replace("\x00", "")
-    csv.field_size_limit(len(text) + 1)  # of the process; a cell is never longer than its file
+    # Of the process, so it only grows; a cell is never longer than its file.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     delimiter = _delimiter(text)
     rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter))
     return Parsed(render_rows(rows))
