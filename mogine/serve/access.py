@@ -51,7 +51,7 @@ def admin_token(settings: Settings) -> str:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            _publish_once(path, secrets.token_urlsafe(32) + "\n")
+            publish_once(path, secrets.token_urlsafe(32) + "\n")
         path.chmod(0o600)
         token = path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +69,7 @@ def home_id(data_path: Path) -> str:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            _publish_once(path, secrets.token_hex(16) + "\n")
+            publish_once(path, secrets.token_hex(16) + "\n")
         return path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
@@ -77,7 +77,7 @@ def home_id(data_path: Path) -> str:
         ) from error
 
 
-def _publish_once(path: Path, text: str) -> None:
+def publish_once(path: Path, text: str) -> None:
     """Writes `text` under a name of its own and links it into place: of several servers that start
     at once one wins, and none ever reads half a token."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

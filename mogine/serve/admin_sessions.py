@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import hmac
 import logging
-import os
 import re
 import secrets
 import threading
@@ -17,7 +16,8 @@ from pathlib import Path
 from aiohttp import hdrs, web
 
 from mogine.errors import Forbidden, MogineError, NotFound, SettingsError, StoreError
-from mogine.serve.access import ADMIN_TOKEN_FILE, FORWARDED, Gate, admin_token, is_trusted
+from mogine.serve.access import ADMIN_TOKEN_FILE, FORWARDED, Gate, admin_token, is_trusted, publish_once
+from mogine.serve.requests import peer_of
 from mogine.settings import Settings, load_settings
 
 COOKIE = "mogine_admin"
@@ -148,12 +148,8 @@ class AdminSessions:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._sweep()
-            # Under another name until it is whole: who sweeps takes an empty one for one that has ended.
-            draft = path.with_name(f".{path.name}")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(f"{expires_at}\n")
-            draft.rename(path)
+            # Whole when it appears: who sweeps takes an empty one for one that has ended.
+            publish_once(path, f"{expires_at}\n")
         except OSError as error:
             raise StoreError(
                 f"data/{FOLDER} cannot be written: {error.strerror or error}; is the disk full?"
@@ -244,8 +240,7 @@ class Doorkeeper:
         return self._base_path if any(name in request.headers for name in FORWARDED) else "/"
 
     def _is_secure(self, request: web.Request) -> bool:
-        peer = request.transport.get_extra_info("peername") if request.transport else None
-        is_proxy = isinstance(peer, tuple) and is_trusted(str(peer[0]), self._trusted)
+        is_proxy = is_trusted(peer_of(request), self._trusted)
         told = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
         return request.secure or (is_proxy and told == "https")
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from aiohttp import HttpVersion, HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 T = TypeVar("T")
@@ -30,7 +30,6 @@ class ShortRequest:
         *("is_late", "match_info", "path"),
     )
     method: ClassVar[str] = hdrs.METH_POST
-    version: ClassVar[HttpVersion] = HttpVersion11
 
     def __init__(
         self,

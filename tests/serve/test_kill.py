@@ -163,29 +163,24 @@ async def test_a_rotation_reaches_a_running_server_and_no_stream_ends(
     assert not any(key in child.stderr + rotation.stdout + rotation.stderr for key in (OLD, NEW))
 
 
+async def rotating(home: Path, *, stderr: int) -> asyncio.subprocess.Process:
+    """A rotation that waits for its key, and then for ten minutes with both in force."""
+    command = ("keys", "rotate", "doubao", "--overlap", "600")
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mogine", "--home", str(home), *command),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=stderr,
+        env=clean_environ(),
+    )
+
+
 async def test_a_rotation_that_is_killed_leaves_a_file_with_which_a_server_works(
     home: Path, doubao: DoubaoFake
 ) -> None:
     """F26, P19: both keys are in force at that moment."""
     write_env(home, doubao, OLD)
-    process = await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "mogine",
-            "--home",
-            str(home),
-            "keys",
-            "rotate",
-            "doubao",
-            "--overlap",
-            "600",
-        ),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=clean_environ(),
-    )
+    process = await rotating(home, stderr=asyncio.subprocess.DEVNULL)
     assert process.stdin is not None
     process.stdin.write(NEW.encode())
     process.stdin.close()
@@ -204,24 +199,7 @@ async def test_an_interrupted_rotation_puts_the_old_file_back(home: Path, doubao
     """F26, P19."""
     write_env(home, doubao, OLD)
     before = (home / ".env").read_text()
-    process = await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "mogine",
-            "--home",
-            str(home),
-            "keys",
-            "rotate",
-            "doubao",
-            "--overlap",
-            "600",
-        ),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean_environ(),
-    )
+    process = await rotating(home, stderr=asyncio.subprocess.PIPE)
     assert process.stdin is not None and process.stderr is not None
     process.stdin.write(NEW.encode())
     process.stdin.close()
