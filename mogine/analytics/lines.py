@@ -11,8 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from mogine.analytics.export import BOM, COLUMNS, FORMATS, FORMULA_SIGNS, check_format, heading
-from mogine.analytics.records import SIGNALS, Selection, signals_of
+from mogine.analytics.export import (
+    BOM,
+    COLUMNS,
+    FORMATS,
+    FORMULA_SIGNS,
+    check_format,
+    heading,
+    render_records,
+)
+from mogine.analytics.records import SIGNALS, QueryRecord, Selection, signals_of
 from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
 BATCH = 1000
@@ -54,6 +62,9 @@ def render_rows(
     the journal from being emptied. Raises RequestError for an unknown format, StoreError.
     """
     check_format(format)
+    if not store.is_file:
+        yield from _by_objects(store, selection, format, bom, deadline_s)
+        return
     if format == "csv":
         yield Piece(((BOM if bom else "") + heading(COLUMNS)).encode(), 0)
     elif format == "json":
@@ -67,6 +78,28 @@ def render_rows(
         yield Piece(data, batch.rows)
     if format == "json":
         yield Piece(b"]\n" if first else b"\n]\n", 0)
+
+
+def _by_objects(
+    store: AnalyticsStore, selection: Selection, format: str, bom: bool, deadline_s: float | None
+) -> Iterator[Piece]:
+    """The same lines by way of objects, for a database that cannot write them."""
+    taken = 0
+
+    def rows() -> Iterator[QueryRecord]:
+        nonlocal taken
+        for record in store.iterate(selection, batch=BATCH, deadline_s=deadline_s):
+            taken += 1
+            yield record
+
+    lines: list[str] = []
+    for line in render_records(rows(), format, bom=bom):
+        lines.append(line)
+        if len(lines) >= BATCH:
+            yield Piece("".join(lines).encode(), taken)
+            lines, taken = [], 0
+    if lines:
+        yield Piece("".join(lines).encode(), taken)
 
 
 def _ahead(

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from mogine.analytics.engine import Bound, Damaged
 from mogine.analytics.masking import TextPolicy, load_salt
 from mogine.analytics.records import QueryRecord
 from mogine.analytics.spool import Batch, Spool
-from mogine.analytics.store import AnalyticsStore, Asker, Bound, Damaged, as_row
+from mogine.analytics.store import AnalyticsStore, Asker, as_row, open_store
 from mogine.analytics.upkeep import Upkeep
 from mogine.errors import Locked, MogineError, StoreError
 from mogine.settings import Settings
@@ -396,5 +397,4 @@ def open_recorder(settings: Settings) -> Recorder:
         if settings.analytics.store_questions == "hash"
         else b"",
     )
-    store = AnalyticsStore(settings.analytics_path)
-    return Recorder(store, spool_path=settings.data_path / "spool", policy=policy)
+    return Recorder(open_store(settings), spool_path=settings.data_path / "spool", policy=policy)

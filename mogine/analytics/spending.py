@@ -8,12 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from mogine.analytics.engine import Reader
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, Reader
+from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.tables import LISTED, Listing
 
-MAX_IDS = 500
 END_OF_TIME = (1 << 63) - 1
 
 
@@ -84,14 +85,8 @@ def _sum(reader: Reader, since: datetime, until: datetime | None) -> float:
 
 
 def _recorded(reader: Reader, ids: Collection[str]) -> frozenset[str]:
-    found: set[str] = set()
-    every = list(ids)
-    for start in range(0, len(every), MAX_IDS):
-        part = every[start : start + MAX_IDS]
-        marks = ",".join("?" * len(part))
-        rows = reader.all(f"SELECT id FROM queries WHERE id IN ({marks})", part)  # noqa: S608 - only marks
-        found.update(row[0] for row in rows)
-    return frozenset(found)
+    rows = reader.all(f"SELECT id FROM queries WHERE id {LISTED}", (Listing(list(ids)),))  # noqa: S608
+    return frozenset(row[0] for row in rows)
 
 
 def _quarter(at: datetime) -> datetime:

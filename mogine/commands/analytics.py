@@ -524,9 +524,9 @@ def _size(count: int) -> str:
 
 
 def _store(settings: Settings) -> "AnalyticsStore":
-    from mogine.analytics.store import AnalyticsStore
+    from mogine.analytics.store import open_store
 
-    return AnalyticsStore(settings.analytics_path)
+    return open_store(settings)
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:

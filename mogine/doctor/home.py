@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from mogine import ports
 from mogine.analytics.checks import check as look_at_record
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
-from mogine.analytics.store import AnalyticsStore, size_bytes
+from mogine.analytics.store import AnalyticsStore, open_store
 from mogine.doctor.line import Line, error, ok, warning
 from mogine.errors import MogineError
 from mogine.kb.embedders import open_embedder
@@ -52,7 +51,7 @@ class House:
     @property
     def store(self) -> AnalyticsStore:
         """The record."""
-        return AnalyticsStore(self.settings.analytics_path)
+        return open_store(self.settings)
 
 
 Check = Callable[[House], Iterator[Line]]
@@ -234,9 +233,9 @@ def database(house: House) -> Iterator[Line]:
     began = time.perf_counter()
     try:
         found = store.summary()
-        with closing(sqlite3.connect(f"{store.path.as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
-            word = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    except (MogineError, sqlite3.Error) as problem:
+        word = store.soundness()
+        size = store.size_bytes() / 1024**2
+    except MogineError as problem:
         yield error(
             "record",
             f"{store.name} cannot be read: {problem}",
@@ -249,7 +248,6 @@ def database(house: House) -> Iterator[Line]:
         return
     took_ms = (time.perf_counter() - began) * 1000
     last = f", the last at {found.last_write_at:%Y-%m-%d %H:%M} UTC" if found.last_write_at else ""
-    size = size_bytes(store.path) / 1024**2
     yield ok("record", f"questions: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
     waiting = Spool(house.settings.data_path / "spool").count()
     if waiting:

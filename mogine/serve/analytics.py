@@ -20,7 +20,7 @@ from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSE
 from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
-from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
+from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore, open_store
 from mogine.errors import MogineError, RequestError
 from mogine.gaps.loop import open_gaps
 from mogine.serve import dashboard, gaps
@@ -89,7 +89,7 @@ def create_app(settings: Settings) -> web.Application:
         OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
-    app[STORE] = AnalyticsStore(settings.analytics_path)
+    app[STORE] = open_store(settings)
     app[HEALTH] = {}
     app[gaps.GAPS] = open_gaps(settings)
     app[gaps.LOOKOUT] = gaps.Lookout(settings)

@@ -22,7 +22,7 @@ import httpx
 from aiohttp import hdrs, web
 
 from mogine.analytics.spending import Spending
-from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.store import open_store
 from mogine.doctor.home import House, examine
 from mogine.errors import StoreError, Unavailable
 from mogine.serve.access import Access
@@ -97,7 +97,7 @@ def _budget(settings: Settings, now: datetime) -> dict[str, Any]:
     first = today.replace(day=1)
     days = ((first + timedelta(days=32)).replace(day=1) - first).days
     day, month = (datetime.combine(date, time_of_day(), zone).astimezone(UTC) for date in (today, first))
-    store = AnalyticsStore(settings.analytics_path)
+    store = open_store(settings)
     spent = (0.0, 0.0)
     if store.exists():
         spent = Spending(store, LONGEST_ANSWER).since((day, month), (), now).since  # type: ignore[assignment]

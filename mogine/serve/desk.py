@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from mogine.analytics.recorder import Recorder, open_recorder
 from mogine.analytics.records import Kind
 from mogine.analytics.spending import Spending
-from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.store import open_store
 from mogine.answer import Manner
 from mogine.chat import ChatMessage, Provider
 from mogine.errors import (
@@ -252,7 +252,7 @@ def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     """The budget of a home, not looked up yet."""
     amounts = Amounts(settings.access.daily_budget_cny, settings.access.monthly_budget_cny)
     longest = timedelta(seconds=settings.proxy.answer_timeout_s + 60)
-    return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
+    return Budget(amounts, timezone, Spending(open_store(settings), longest))
 
 
 def told(request: Request, error: Exception, seen: Observation) -> ErrorEnvelope:

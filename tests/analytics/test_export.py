@@ -19,7 +19,7 @@ from mogine.analytics.records import SIGNALS, QueryRecord, Selection
 from mogine.analytics.store import AnalyticsStore
 from mogine.chat import Citation
 from mogine.errors import RequestError
-from tests.analytics.rows import cite, row
+from tests.analytics.rows import cite, in_a_file, row
 
 HOSTILE = [
     "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1",
@@ -181,6 +181,7 @@ def test_lines_come_in_their_order_whatever_the_batches(store: AnalyticsStore) -
             assert sum(p.rows for p in pieces) == store.count(selection)
 
 
+@in_a_file
 def test_an_absent_record_is_an_empty_file(store: AnalyticsStore) -> None:
     assert b"".join(p.data for p in render_rows(store, Selection(), "json")) == b"[]\n"
     with pytest.raises(RequestError):

@@ -23,13 +23,14 @@ from mogine.analytics.records import Window
 from mogine.analytics.reports import statistics
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
-from tests.analytics.rows import row
+from tests.analytics.rows import in_a_file, row
 from tests.conftest import ROOT, Run, clean_environ
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 needs_faketime = pytest.mark.skipif(
     FAKETIME is None, reason="libfaketime is not installed: scripts/test-system"
 )
+pytestmark = in_a_file  # PostgreSQL has faults of its own: test_postgres.py
 needs_strace = pytest.mark.skipif(
     not shutil.which("strace"), reason="strace is not installed: scripts/test-system"
 )
