@@ -513,7 +513,8 @@ class PostgresEngine:
         """Tables and indexes."""
         with contextlib.closing(self.open_reader()) as connection:
             (size,) = connection.execute(
-                "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0) FROM unnest(?::text[]) AS name",
+                "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0) "
+                "FROM unnest(?::text[]) AS name",
                 (list(_TABLES),),
             ).fetchone()
         return int(size)

@@ -601,7 +601,7 @@ def rebuild_slot(writer: Connection, level: int, slot: int) -> None:
         )
         writer.execute(
             f"INSERT INTO rollups SELECT dimension, ?, ?, value, {_SUMMED} FROM rollups "  # noqa: S608
-            "WHERE dimension = ? AND level = ? AND slot >= ? AND slot < ? GROUP BY value",
+            "WHERE dimension = ? AND level = ? AND slot >= ? AND slot < ? GROUP BY dimension, value",
             (level, slot, dimension, level - 1, low, high),
         )
     below = writer.execute(

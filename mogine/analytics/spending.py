@@ -15,6 +15,7 @@ from mogine.analytics.schema import SEQ_BITS
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.tables import LISTED, Listing
 
+LOOK_S = 5.0
 END_OF_TIME = (1 << 63) - 1
 
 
@@ -46,7 +47,7 @@ class Spending:
         The moments are whole quarter-hours, as midnight is anywhere. Raises MogineError when the record
         cannot be read.
         """
-        with self._store.reader() as reader:
+        with self._store.reader(LOOK_S) as reader:
             if set(moments) != set(self._settled) or not (
                 self._settled_at <= now <= self._settled_at + self._anew_after
             ):

@@ -48,6 +48,12 @@ def forget(
             f"read {receipt.files_scanned:,} files ({receipt.bytes_scanned:,} bytes)"
         )
         typer.echo(f"receipt: {path}", err=True)
+        if settings.analytics.database_url:
+            typer.echo(
+                "the rows are gone from PostgreSQL; what its own journal, replicas and dumps still hold of "
+                "them is not read here",
+                err=True,
+            )
     for name in receipt.remains:
         typer.echo(
             f"a trace is left in data/{name}: delete that file, or stop what writes it and run again",

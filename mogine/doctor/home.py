@@ -227,11 +227,11 @@ def _is_loopback(address: str) -> bool:
 def database(house: House) -> Iterator[Line]:
     """The record is sound, of this version, and does not lag behind."""
     store = house.store
-    if not store.exists():
-        yield ok("record", "nothing has been asked yet")
-        return
     began = time.perf_counter()
     try:
+        if not store.exists():
+            yield ok("record", f"nothing has been asked yet{'' if store.is_file else '; PostgreSQL answers'}")
+            return
         found = store.summary()
         word = store.soundness()
         size = store.size_bytes() / 1024**2
@@ -240,7 +240,9 @@ def database(house: House) -> Iterator[Line]:
             "record",
             f"{store.name} cannot be read: {problem}",
             "a server that starts moves a damaged file aside and begins a new one; "
-            "`mogine restore FILE` brings a backup back",
+            "`mogine restore FILE` brings a backup back"
+            if store.is_file
+            else "questions wait in data/spool until the server that MOGINE_DATABASE_URL names takes them",
         )
         return
     if word != "ok":
@@ -248,7 +250,8 @@ def database(house: House) -> Iterator[Line]:
         return
     took_ms = (time.perf_counter() - began) * 1000
     last = f", the last at {found.last_write_at:%Y-%m-%d %H:%M} UTC" if found.last_write_at else ""
-    yield ok("record", f"questions: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
+    where = "" if store.is_file else " in PostgreSQL"
+    yield ok("record", f"questions{where}: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
     waiting = Spool(house.settings.data_path / "spool").count()
     if waiting:
         yield warning(
@@ -266,9 +269,9 @@ def database(house: House) -> Iterator[Line]:
 def cleanup(house: House) -> Iterator[Line]:
     """Nothing is kept longer than it may be."""
     days = house.settings.analytics.retention_days
-    if not house.store.exists():
-        return
     try:
+        if not house.store.exists():
+            return
         late = house.store.count_before(house.now - timedelta(days=days + LATE_CLEANUP_DAYS))
     except MogineError:
         return  # told by `database`

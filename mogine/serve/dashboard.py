@@ -167,13 +167,23 @@ def _files(settings: Settings) -> dict[str, Any]:
     return {
         "disk": disk,
         "files": {
-            "record": _size(settings.analytics_path.parent, f"{settings.analytics_path.name}*"),
+            **_record_size(settings),
             "knowledge": _size(settings.kb_path, "**/*"),
             "spool": _size(settings.data_path / "spool", "*"),
             "backups": _size(settings.data_path / "backups", "*"),
             "all": _size(settings.data_path, "**/*"),
         },
     }
+
+
+def _record_size(settings: Settings) -> dict[str, int]:
+    """What the record takes, here or in PostgreSQL; nothing while that does not answer."""
+    if not settings.analytics.database_url:
+        return {"record": _size(settings.analytics_path.parent, f"{settings.analytics_path.name}*")}
+    try:
+        return {"record": open_store(settings).size_bytes()}
+    except Unavailable:
+        return {}
 
 
 def _size(folder: Path, pattern: str) -> int:
