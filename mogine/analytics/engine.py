@@ -46,8 +46,8 @@ class Connection(Protocol):
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Many rows as mere tuples, read bit by bit; several may be read beside each other."""
 
-    def set_deadline(self, deadline_s: float) -> None:
-        """Statements from here on end with an error after so long."""
+    def set_deadline(self, deadline_s: float | None) -> None:
+        """Statements from here on end with an error after so long; None: as long as it takes."""
 
     def close(self) -> None: ...
 
@@ -58,8 +58,7 @@ class Reader:
     def __init__(self, connection: Connection, deadline_s: float | None) -> None:
         self.connection = connection
         self._end = None if deadline_s is None else time.monotonic() + deadline_s
-        if deadline_s is not None:
-            connection.set_deadline(deadline_s)
+        connection.set_deadline(deadline_s)
 
     def all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Every row of one statement."""

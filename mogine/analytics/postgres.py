@@ -29,7 +29,7 @@ from mogine.errors import Locked, MogineError, SettingsError, StoreError, Unavai
 
 CONNECT_S = 3
 # A server that is stopped, or a net that is cut, says nothing: then whoever asked gives up after so long.
-RECORD_S = 3.0
+RECORD_S = BEGIN_S = 3.0
 ANSWER_S = 60.0
 SWEEP_S = 4 * 3600.0
 GRACE_S = 1.0
@@ -219,8 +219,11 @@ class PostgresConnection:
             if len(rows) < FETCH_ROWS:
                 return
 
-    def set_deadline(self, deadline_s: float) -> None:
+    def set_deadline(self, deadline_s: float | None) -> None:
         """Statements of this transaction end after so long."""
+        if deadline_s is None:
+            self.raw.patience_s = ANSWER_S
+            return
         self.execute(f"SET LOCAL statement_timeout = {max(1, int(deadline_s * 1000))}")
         self.raw.patience_s = deadline_s + GRACE_S
 
@@ -360,6 +363,9 @@ class PostgresEngine:
         for place in (self._alone, self._together):
             with place.lock:
                 _drop(place)
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
         with self._guard:
             while self._idle:
                 self._idle.pop().raw.close()
@@ -370,6 +376,8 @@ class PostgresEngine:
         try:
             yield
         except psycopg.Error as error:
+            if isinstance(error, psycopg.OperationalError) and not isinstance(error, errors.QueryCanceled):
+                self._drop_idle()  # the others are as dead, or will answer as little
             if isinstance(error, errors.UndefinedTable):
                 self._is_prepared = False  # somebody has emptied the database
             if (ours := _in_our_words(error)) is None:
@@ -461,6 +469,7 @@ class PostgresEngine:
         try:
             for table in FRESH:
                 connection.execute(table)
+            connection.raw.patience_s = BEGIN_S
         except BaseException:
             connection.raw.close()
             raise
@@ -484,7 +493,7 @@ class PostgresEngine:
         try:
             if raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
                 connection.execute("ROLLBACK")
-            raw.patience_s = ANSWER_S
+            raw.patience_s = BEGIN_S
         except psycopg.Error:
             raw.close()
         with self._guard:

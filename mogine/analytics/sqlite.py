@@ -40,8 +40,10 @@ class SqliteConnection(sqlite3.Connection):
         cursor.row_factory = None
         return cursor.execute(sql, params)
 
-    def set_deadline(self, deadline_s: float) -> None:
+    def set_deadline(self, deadline_s: float | None) -> None:
         """Statements from here on are interrupted after so long."""
+        if deadline_s is None:
+            return
         end = time.monotonic() + deadline_s
         self.set_progress_handler(lambda: time.monotonic() > end, PROGRESS_STEPS)
 

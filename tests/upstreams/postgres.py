@@ -5,6 +5,7 @@ database of its own; `postgres.url` is what MOGINE_DATABASE_URL gets. A test tha
 takes `own_postgres`, which nobody else uses.
 """
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -106,8 +107,15 @@ class PostgresServer:
         if process is not None:
             self.resume()
             self._process = None
+            children = self._children(process.pid)
             process.send_signal(signal.SIGQUIT)
-            process.wait(PATIENCE_S)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:  # one that was just being born hears nothing
+                for pid in (*children, *self._children(process.pid), process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait(PATIENCE_S)
 
     def query(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Rows of one statement, by a connection of its own."""
@@ -118,9 +126,13 @@ class PostgresServer:
     def _signal_all(self, number: signal.Signals) -> None:
         """To the server and its children, each of which has a group of its own."""
         assert self._process is not None, "PostgreSQL is not running"
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        for pid in (self._process.pid, *map(int, children)):
-            os.kill(pid, number)
+        for pid in (self._process.pid, *self._children(self._process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    @staticmethod
+    def _children(pid: int) -> list[int]:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def _run(self, *command: str | Path) -> None:
         done = subprocess.run(
