@@ -174,7 +174,9 @@ def declared(extra: str) -> set[str]:
 
 
 def test_package_declares_exactly_what_it_imports() -> None:
-    assert distributions("mogine") == RUNTIME - TABLES | declared("speed") | declared("redis")
+    assert distributions("mogine") == RUNTIME - TABLES | declared("speed") | declared("redis") | declared(
+        "postgres"
+    )
 
 
 def test_tests_import_only_what_is_declared() -> None:

@@ -279,11 +279,12 @@ class PostgresEngine:
             return
         with self.translated(), self._connected() as connection:
             if self._pending(connection):
-                connection.execute("BEGIN")
-                connection.execute(f"SET LOCAL lock_timeout = {busy_ms:d}")
-                connection.execute(f"SELECT pg_advisory_xact_lock({_lock('migrate')})")
-                self._upgrade(connection, self._pending(connection))
-                connection.execute("COMMIT")
+                # Locked before the transaction: within one, what others made may stay unseen.
+                with self.lock("migrate", wait=True):
+                    connection.execute("BEGIN")
+                    connection.execute(f"SET LOCAL lock_timeout = {busy_ms:d}")
+                    self._upgrade(connection, self._pending(connection))
+                    connection.execute("COMMIT")
         self._is_prepared = True
 
     def _pending(self, connection: PostgresConnection) -> tuple[str, ...]:
@@ -624,7 +625,9 @@ def _close_all(idle: list[PostgresConnection], places: tuple[_Place, ...]) -> No
 def _in_our_words(error: psycopg.Error) -> MogineError | None:
     """None for what is a mistake of ours."""
     # Names of hosts, users and databases are nobody's business: visitors may read this too.
-    words = re.sub(r'"[^"]*"', '"…"', str(error).strip().splitlines()[0] if str(error).strip() else "")
+    words = re.sub(
+        r"""("|')[^"']*\1""", '"…"', str(error).strip().splitlines()[0] if str(error).strip() else ""
+    )
     words = words.rpartition("failed: ")[2].removeprefix("FATAL:").strip()
     if isinstance(error, (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure)):
         return Locked("the record in PostgreSQL is in use by another program; try again in a moment")
