@@ -105,6 +105,8 @@ _TYPES = (
     (r"\bTEXT\b", 'TEXT COLLATE "C"'),  # the order of SQLite, and of the bytes
     (r"\bVIRTUAL\b", "STORED"),
     (r"\) WITHOUT ROWID", ")"),
+    # Every index of SQLite ends with the key of the row, by which lists are in order.
+    (r"(CREATE INDEX queries_\w+ ON queries \([^)]*)\)", r"\1, seq)"),
     # Events have nothing else to tell which came first.
     (r"CREATE TABLE gap_events \(", "CREATE TABLE gap_events (rowid BIGINT GENERATED ALWAYS AS IDENTITY,"),
 )
