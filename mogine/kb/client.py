@@ -41,8 +41,10 @@ class KnowledgeClient:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def search(self, query: str, top_k: int = 3, mode: str = "hybrid") -> SearchResult:
-        """The best passages; a long query is cut, an empty one finds nothing.
+    async def search(
+        self, query: str, top_k: int = 3, mode: str = "hybrid", *, traceparent: str = ""
+    ) -> SearchResult:
+        """The best passages; a long query is cut, an empty one finds nothing. `traceparent` goes along.
 
         Whatever goes wrong is Unavailable with the reason kb_unavailable: an answer can do without.
         """
@@ -51,7 +53,9 @@ class KnowledgeClient:
             return SearchResult((), "", 0.0)
         try:
             response = await self._client.get(
-                "/api/search", params={"q": asked, "top_k": top_k, "mode": mode}
+                "/api/search",
+                params={"q": asked, "top_k": top_k, "mode": mode},
+                headers={"traceparent": traceparent} if traceparent else None,
             )
         except httpx.HTTPError as error:
             raise Unavailable(
