@@ -461,7 +461,7 @@ class OtelSettings:
         "OTEL_SERVICE_NAME",
         "",
         _text,
-        "What the servers are called there; empty: mogine-proxy, mogine-kb ...",
+        "What the servers are called there; empty: mogine-proxy, mogine-kb and mogine-analytics",
     )
     sampler: str = _setting(
         "OTEL_TRACES_SAMPLER",
