@@ -98,6 +98,7 @@ def test_every_option_of_a_command_has_help(path: str) -> None:
             "docs/deploy.md",
             "docs/troubleshooting.md",
             "docs/privacy.md",
+            "docs/tracing.md",
             "docs/providers.md",
         ),
     ],

@@ -59,8 +59,8 @@ def pinned(cpu: int) -> Callable[[], None]:
 
 @dataclass
 class Gateway:
-    """One contender: how it is started and how it is asked. `env` joins the environment; `beside` runs as long
-    as it does, on the reader's core, and is not counted."""
+    """One contender: how it is started and how it is asked. `env` joins the environment; `beside` runs along
+    with it, on the reader's core, and is not counted."""
 
     name: str
     command: list[str]

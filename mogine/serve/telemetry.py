@@ -33,7 +33,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.re import parse_env_headers
 
-from mogine.analytics.masking import TextPolicy
+from mogine.analytics.masking import TextPolicy, mask
 from mogine.analytics.records import QueryRecord
 from mogine.answer import Found, Retriever
 from mogine.chat import ChatRequest, Chunk, Finish, Provider, Usage
@@ -220,9 +220,11 @@ class QuestionTrace:
 
     def _words(self, row: QueryRecord) -> Attributes:
         """The conversation's id, and what was said if the owner wants it there: masked as in the record."""
-        kept = self._tracing.words.apply(row)
-        found: Attributes = {"gen_ai.conversation.id": kept.session} if kept.session else {}
+        found: Attributes = {}
+        if session := mask(row.session):
+            found["gen_ai.conversation.id"] = found["session.id"] = session
         if self._tracing.settings.otel.content:
+            kept = self._tracing.words.apply(row)
             if kept.question:
                 found["gen_ai.input.messages"] = _message("user", kept.question)
             if kept.answer:

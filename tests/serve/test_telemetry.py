@@ -14,7 +14,9 @@ from mogine.errors import SettingsError
 from mogine.serve.middlewares import TRACING
 from mogine.settings import load_settings
 from tests.conftest import clean_environ
+from tests.fronts.nginx import PREFIX, Fronted
 from tests.serve.conftest import Start, question
+from tests.serve.test_behind_nginx import ask, browser
 from tests.serve.test_proxy_chat import CHAT, REFUNDS, knowing, take_in
 from tests.serve.test_proxy_leaving import Visitor
 from tests.servers import Spawn
@@ -64,18 +66,18 @@ def by_name(spans: list[Span]) -> Mapping[str, Span]:
 
 
 async def test_a_question_is_one_trace_from_its_caller_through_both_processes_to_the_vendor(
-    spawn: Spawn, home: Path, doubao: DoubaoFake
+    spawn: Spawn, nginx: Fronted, home: Path, doubao: DoubaoFake
 ) -> None:
-    """Proxy and knowledge base are processes of their own."""
+    """Through a real nginx; proxy and knowledge base are processes of their own."""
     take_in(home, refunds=REFUNDS)
     async with Collector() as collector:
-        env = {**traced(collector, doubao), "OTEL_BSP_SCHEDULE_DELAY": "20"}
+        env = traced(collector, doubao, OTEL_BSP_SCHEDULE_DELAY="20", MOGINE_BASE_PATH=PREFIX)
         kb = await spawn("kb", env)
         proxy = await spawn("proxy", {**env, "MOGINE_KB_URL": kb.url("knowledge base")})
-        reply = await Visitor.asking(proxy, CHAT, ASK, headers=f"traceparent: {CALLER['traceparent']}\r\n")
-        await reply.read_until(b"event: done")
+        front = nginx(proxy.port())
+        async with browser(front) as session:
+            reply = await ask(session, front, "api/chat", ASK, **CALLER)
         spans = by_name(await collector.until(4))
-        reply.leave()
     asked, search, found, call = (
         spans[name]
         for name in (f"POST {CHAT}", "retrieval knowledge_base", "GET /api/search", f"chat {MODEL}")
@@ -89,14 +91,13 @@ async def test_a_question_is_one_trace_from_its_caller_through_both_processes_to
     assert not any(span.is_error for span in spans.values())
     assert asked.began_ns <= search.began_ns <= found.began_ns <= found.ended_ns <= search.ended_ns
     assert search.ended_ns <= call.began_ns <= call.ended_ns <= asked.ended_ns
-    request_id = reply.received.partition(b"X-Request-Id: ")[2].partition(b"\r\n")[0].decode()
     assert asked.attributes == {
         "http.request.method": "POST",
         "http.route": CHAT,
         "url.path": CHAT,
         "url.scheme": "http",
         "http.response.status_code": 200,
-        "mogine.request_id": request_id,
+        "mogine.request_id": reply.headers["X-Request-Id"],
         "mogine.status": "ok",
         "mogine.kind": "chat",
         "mogine.provider": "doubao",
@@ -119,7 +120,7 @@ async def test_a_question_is_one_trace_from_its_caller_through_both_processes_to
     told = dict(call.attributes)
     assert 0 <= told.pop("gen_ai.response.time_to_first_chunk") * 1e9 <= call.ended_ns - call.began_ns + 1e6
     assert told.pop("mogine.cost_cny") > 0
-    assert told.pop("gen_ai.conversation.id")
+    assert told.pop("gen_ai.conversation.id") == told.pop("session.id") != ""
     assert told == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "doubao",
