@@ -158,7 +158,7 @@ class Desk:
             question,
             bot=bot,
             sure_score=SURE_SCORE_BY_WORDS if by_words else SURE_SCORE,
-            trace=None if self.tracing is None else self.tracing.question(request),
+            trace=None if self.tracing is None else self.tracing.question(request, self.providers.settings),
         )
 
     def retriever(self, seen: Observation) -> Retriever:

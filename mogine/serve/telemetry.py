@@ -92,10 +92,11 @@ class Tracing:
         span = self.tracer.start_span(name, _below(caller), SpanKind.SERVER, attributes)
         return RequestSpan(span, has_caller=bool(caller))
 
-    def question(self, request: Request) -> "QuestionTrace | None":
-        """What is traced of the question that `request` asks; it begins now."""
+    def question(self, request: Request, vendors: Settings) -> "QuestionTrace | None":
+        """What is traced of the question that `request` asks; it begins now. `vendors` has the addresses of
+        those who may be asked, which change while a server runs."""
         span = request[SPAN]
-        return None if span is None else QuestionTrace(self, span)
+        return None if span is None else QuestionTrace(self, span, vendors)
 
 
 class RequestSpan:
@@ -123,11 +124,14 @@ class RequestSpan:
 class QuestionTrace:
     """The spans of one question, below that of its request: the search, and the call to each vendor asked."""
 
-    __slots__ = ("_asked_at_ns", "_began_ns", "_call", "_context", "_request", "_streams", "_tracing")
+    __slots__ = (
+        *("_asked_at_ns", "_began_ns", "_call", "_context", "_request", "_streams", "_tracing", "_vendors"),
+    )
 
-    def __init__(self, tracing: Tracing, request: RequestSpan) -> None:
+    def __init__(self, tracing: Tracing, request: RequestSpan, vendors: Settings) -> None:
         self._tracing = tracing
         self._request = request
+        self._vendors = vendors
         self._context = set_span_in_context(request.span, NO_SPAN)
         self._began_ns = time.time_ns()
         self._call: Span | None = None
@@ -149,9 +153,8 @@ class QuestionTrace:
         """
         if not provider.dialect:  # it quotes, and calls nobody
             return request
-        settings = self._tracing.settings
         model = request.model or provider.default_model
-        attributes = _named("chat", getattr(settings, provider.name).base_url)
+        attributes = _named("chat", getattr(self._vendors, provider.name).base_url)
         attributes |= {"gen_ai.provider.name": provider.name, "gen_ai.request.stream": request.stream}
         if model:
             attributes["gen_ai.request.model"] = model
@@ -359,7 +362,8 @@ async def open_tracing(settings: Settings, server: str) -> AsyncIterator[Tracing
         await asyncio.to_thread(closing.join, FLUSH_S)
         if closing.is_alive():
             log.warning("the last traces were not taken by %s within %g s", settings.otel.target, FLUSH_S)
-        exporter.forget()
+        else:
+            exporter.forget()
 
 
 def _resource(service_name: str, server: str) -> Resource:

@@ -291,6 +291,32 @@ async def test_a_knowledge_base_that_is_away_is_an_error_of_the_search_alone(
     assert search.attributes["error.type"] == "kb_unavailable"
 
 
+async def test_a_vendor_that_has_moved_is_named_by_its_new_address(
+    serve: Start, home: Path, collector: Collector, doubao: DoubaoFake
+) -> None:
+    env = home / ".env"
+    env.write_text("".join(f"{name}={value}\n" for name, value in doubao.environ.items()))
+    served = await serve(env=traced(collector))
+    async with DoubaoFake(PLAY) as moved:
+        env.write_text("".join(f"{name}={value}\n" for name, value in moved.environ.items()))
+        served.running.hang_up()
+        await served.post(LLM, question())
+        _, call = await collector.until(2)
+    assert (len(doubao.requests), call.attributes["server.port"]) == (0, moved.port)
+
+
+async def test_every_worker_sends_its_spans(spawn: Spawn, doubao: DoubaoFake) -> None:
+    async with Collector() as collector:
+        env = traced(collector, doubao, OTEL_BSP_SCHEDULE_DELAY="20")
+        proxy = await spawn("proxy", env, "--workers", "2")
+        for _ in range(8):
+            visitor = await Visitor.asking(proxy, LLM, question(stream=True))
+            await visitor.read_until(b"[DONE]")
+            visitor.leave()
+        spans = await collector.until(16)
+    assert len({span.trace for span in spans}) == 8
+
+
 async def test_quoted_answers_call_no_vendor(serve: Start, home: Path, collector: Collector) -> None:
     served = await knowing(serve, home, traced(collector))
     await served.post(CHAT, ASK)
