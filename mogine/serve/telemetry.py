@@ -52,7 +52,11 @@ UNTRACED = frozenset(
 )
 LEFT = 499
 NO_SPAN = Context()  # a span in it begins a trace
-LIBRARY_LOGS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
+LIBRARY_LOGS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace.export",
+)
 
 Attributes = dict[str, str | bool | int | float | Sequence[str]]
 

@@ -457,6 +457,15 @@ async def test_all_of_it_can_stand_in_the_home_s_settings(
     assert collector.headers[0]["x-a"] == "b"
 
 
+async def test_a_name_among_the_attributes_of_the_process_is_taken(
+    serve: Start, collector: Collector, doubao: DoubaoFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=shop-chat,deployment.environment=test")
+    served = await serve(env=traced(collector, doubao))
+    await served.post(LLM, question())
+    assert {span.service for span in await collector.until(2)} == {"shop-chat"}
+
+
 @pytest.mark.parametrize("disabled", [True, False])
 async def test_nothing_is_made_or_sent_when_off(
     disabled: bool, serve: Start, collector: Collector, doubao: DoubaoFake
