@@ -52,11 +52,7 @@ UNTRACED = frozenset(
 )
 LEFT = 499
 NO_SPAN = Context()  # a span in it begins a trace
-LIBRARY_LOGS = (
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.sdk._shared_internal",
-    "opentelemetry.sdk.trace.export",
-)
+LIBRARY_LOGS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
 
 Attributes = dict[str, str | bool | int | float | Sequence[str]]
 
@@ -347,8 +343,8 @@ async def open_tracing(settings: Settings, server: str) -> AsyncIterator[Tracing
 
     At its end what waits is sent within FLUSH_S, or lost. Raises SettingsError.
     """
-    exporter = _Exporter(settings.otel)
     try:
+        exporter = _Exporter(settings.otel)
         provider = TracerProvider(
             resource=_resource(settings.otel.service_name, server),
             sampler=_sampler(settings.otel),
@@ -356,7 +352,7 @@ async def open_tracing(settings: Settings, server: str) -> AsyncIterator[Tracing
         )
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except ValueError as error:
-        raise SettingsError(f"an OTEL_BSP_ variable of the environment is wrong: {error}") from error
+        raise SettingsError(f"an OTEL_ variable of the environment is wrong: {error}") from error
     try:
         yield Tracing(provider, settings)
     finally:

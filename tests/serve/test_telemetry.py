@@ -504,7 +504,7 @@ async def test_a_number_for_the_library_that_is_none_names_it(
     serve: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
-    with pytest.raises(SettingsError, match="OTEL_BSP_"):
+    with pytest.raises(SettingsError, match="an OTEL_ variable of the environment is wrong"):
         await serve(env=traced(collector))
 
 
