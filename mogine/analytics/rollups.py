@@ -465,18 +465,21 @@ def _few_pages(writer: Connection) -> None:
 
 
 def _add_waits(writer: Connection, found: Waits) -> None:
-    entries: dict[tuple[int, int], tuple[Counter[int], Counter[int]]] = {}
+    rows = []
     for level, size in enumerate(LEVELS):
+        entries: dict[int, tuple[Counter[int], Counter[int]]] = {}
         for slot, pair in found.items():
-            first, whole = entries.setdefault((level, slot // size), (Counter(), Counter()))
+            first, whole = entries.setdefault(slot // size, (Counter(), Counter()))
             first.update(pair[0])
             whole.update(pair[1])
-    rows = []
-    for key, pair in entries.items():
         known = writer.execute(
-            "SELECT first_token, duration FROM waits WHERE level = ? AND slot = ?", key
-        ).fetchone() or (b"", b"")
-        rows.append((*key, *(histogram.add(old, new) for old, new in zip(known, pair, strict=True))))
+            f"SELECT slot, first_token, duration FROM waits WHERE level = ? AND slot {LISTED}",  # noqa: S608
+            (level, Listing(list(entries))),
+        )
+        packed = {row[0]: (row[1], row[2]) for row in known}
+        for slot, pair in entries.items():
+            old = packed.get(slot, (b"", b""))
+            rows.append((level, slot, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
     _SET_WAITS.run(writer, rows)
 
 
