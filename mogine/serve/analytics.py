@@ -15,11 +15,12 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from mogine.analytics.export import FORMATS, MEDIA_TYPES, to_dict
-from mogine.analytics.lines import Piece, render_rows
+from mogine.analytics.lines import render_rows
 from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSES, Selection, Window
 from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
+from mogine.analytics.sqllines import Piece
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
 from mogine.errors import MogineError, RequestError
 from mogine.gaps.loop import open_gaps
