@@ -18,23 +18,26 @@ from tests.serve.conftest import question
 from tests.servers import ADMIN_TOKEN, Child
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-# A process that sees the home through a mount of its own: what is done to that reaches nobody else.
-OWN_MOUNT = ("unshare", "-r", "-m", "sh", "-c", 'mount --bind "$0" "$0" && exec "$@"')
+
+
+def own_mount(home: Path, *, mode: str = "rw") -> tuple[str, ...]:
+    """Before a command: it sees `home` through a mount of its own, and nobody else does."""
+    script = f'mount --bind "$0" "$0" && mount -o "remount,bind,{mode}" "$0" && exec "$@"'
+    command = ("unshare", "-r", "-m", "sh", "-c", script, str(home))
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no mounts of one's own here")
+    return command
 
 
 @pytest.fixture
 def serve_apart(home: Path) -> Iterator[Callable[[], Child]]:
     """Starts `mogine serve proxy` where its home alone can be made read-only."""
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*OWN_MOUNT, str(home), "true"], capture_output=True).returncode
-    ):
-        pytest.skip("no mounts of one's own here")
+    by = own_mount(home)
     children: list[Child] = []
 
     def start() -> Child:
         log = home.parent / f"stderr-{len(children)}.log"
-        children.append(Child(home, ("proxy",), {}, log, by=(*OWN_MOUNT, str(home))))
+        children.append(Child(home, ("proxy",), {}, log, by=by))
         return children[-1]
 
     yield start
@@ -43,7 +46,7 @@ def serve_apart(home: Path) -> Iterator[Callable[[], Child]]:
 
 
 def turn(child: Child, mode: str) -> bool:
-    """Makes the child's file system `ro` or `rw`; no disk becomes read-only while a file is open for writing."""
+    """Makes the child's file system `ro` or `rw`: no, while a file is open for writing."""
     enter = ("nsenter", "-t", str(child.process.pid), "-U", "-m", "--preserve-credentials")
     mount = ("mount", "-o", f"remount,bind,{mode}", str(child.home))
     return subprocess.run([*enter, *mount], capture_output=True).returncode == 0
@@ -51,7 +54,7 @@ def turn(child: Child, mode: str) -> bool:
 
 async def until(true: Callable[[], Any], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
-        while not await asyncio.to_thread(true):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - another process decides
             await asyncio.sleep(0.01)
 
 
@@ -125,13 +128,8 @@ async def test_a_start_on_a_read_only_file_system_is_refused_with_its_remedy(
     if not is_new:
         (home / "data").mkdir(mode=0o700)
         AnalyticsStore(home / "data/analytics.db").prepare()
-    read_only = (*OWN_MOUNT[:-1], OWN_MOUNT[-1].replace("&&", '&& mount -o remount,bind,ro "$0" &&'))
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*read_only, str(home), "true"], capture_output=True).returncode
-    ):
-        pytest.skip("no mounts of one's own here")
-    child = Child(home, (which,), {}, home.parent / "stderr.log", by=(*read_only, str(home)))
+    by = await asyncio.to_thread(own_mount, home, mode="ro")
+    child = Child(home, (which,), {}, home.parent / "stderr.log", by=by)
     try:
         assert await child.ended() in (1, 2)
     finally:
