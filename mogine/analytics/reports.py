@@ -144,10 +144,10 @@ def open_numbers(
     store: AnalyticsStore, window: Window, deadline_s: float | None = None
 ) -> Iterator["Numbers"]:
     """The numbers of `window`, and of the one before it, all from one and the same state of the record."""
-    low, high = window.before().since, window.until
+    bounds = map(first_seq, (window.before().since, window.since, window.until))
     with store.reader(deadline_s) as reader:
         try:
-            waits = gather_tail(reader.connection, first_seq(low), first_seq(high))
+            waits = gather_tail(reader.connection, *bounds)
         except sqlite3.Error as error:
             raise translate(error, "the record") from error
         yield Numbers(reader, waits)
