@@ -193,8 +193,8 @@ def _spent(prompt: int | None, completion: int | None, reasoning: int | None, co
 def fold(connection: sqlite3.Connection, rows: Rows, middle: int = 0) -> Sums:
     """Sums of `rows`, read once in the order of their keys, with what they cite beside them.
 
-    With a `middle` all but what is told of everybody is summed by two slots instead of quarter-hours: `middle`
-    for what comes from there on, the one before it for the rest.
+    With a `middle` all but what is told of everybody is summed by two slots instead of quarter-hours:
+    `middle` for what comes from there on, the one before it for the rest.
 
     In Python, since grouping by each dimension in SQL means to sort the rows for each anew.
     """

@@ -22,6 +22,7 @@ from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
 from mogine.analytics.sqllines import Piece
 from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
+from mogine.analytics.upkeep import Upkeep
 from mogine.errors import MogineError, RequestError
 from mogine.gaps.loop import open_gaps
 from mogine.serve import dashboard, gaps
@@ -95,7 +96,7 @@ def create_app(settings: Settings) -> web.Application:
     app[gaps.GAPS] = open_gaps(settings)
     app[gaps.LOOKOUT] = gaps.Lookout(settings)
     app.cleanup_ctx.append(gaps.keep_lookout)
-    app.cleanup_ctx.extend((_keep_looking, dashboard.keep_client))
+    app.cleanup_ctx.extend((_keep_looking, _keep_summing, dashboard.keep_client))
     return app
 
 
@@ -348,6 +349,14 @@ def _look(store: AnalyticsStore) -> Health:
         body["database"] = "unusable"
     status = "degraded" if problem or body["waiting"] else "ok"
     return Health({"status": status, **body}, problem, time.monotonic())
+
+
+async def _keep_summing(app: web.Application) -> AsyncIterator[None]:
+    """Statistics stay quick where no proxy records, as after an upgrade; of several only one is at it."""
+    upkeep = Upkeep(app[STORE])
+    upkeep.start()
+    yield
+    await asyncio.to_thread(upkeep.stop)
 
 
 async def _keep_looking(app: web.Application) -> AsyncIterator[None]:
