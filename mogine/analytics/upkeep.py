@@ -67,7 +67,7 @@ def index_once(
         with store.transaction() as writer:
             segment = search.new_segment(writer)
         entries = iter(sorted(index.items()))
-        pace = Pace(store, 500, 100, 20_000, sleep)
+        pace = Pace(store, 200, 50, 20_000, sleep)
         done = False
         while not done:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -81,7 +81,7 @@ def index_once(
 
 def purge_index(store: AnalyticsStore, *, sleep: Sleep = time.sleep) -> None:
     """Deletes the terms of segments that are out of use."""
-    pace = Pace(store, 200, 50, 20_000, sleep)
+    pace = Pace(store, 100, 20, 20_000, sleep)
     more = True
     while more:
         with pace as limit:
@@ -101,7 +101,7 @@ def sum_up(
         return 0
     high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
-    pace = Pace(store, 250, 100, 5_000, sleep)
+    pace = Pace(store, 50, 20, 5_000, sleep)
     with locked_file(store.path.with_name("sums.lock"), wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
