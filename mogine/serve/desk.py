@@ -190,7 +190,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
-        open_fleet(settings, remote) as fleet,
+        open_fleet(settings, remote, budget, providers) as fleet,
         budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
@@ -222,7 +222,9 @@ def renew_prices(prices: Prices, site: SiteFile) -> None:
 
 
 @asynccontextmanager
-async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterator[Fleet | None]":
+async def open_fleet(
+    settings: Settings, parent: Remote | None, budget: Budget, roster: Roster
+) -> "AsyncIterator[Fleet | None]":
     """All proxies that use the Redis of the settings; None without one.
 
     Raises SettingsError when the package for it is not installed.
@@ -236,9 +238,17 @@ async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterato
         raise SettingsError(
             "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
         ) from error
-    home = home_id(settings.data_path)
-    async with fleet.joined(fleet.Fleet(settings.access.redis_url, settings.access, home, parent)) as joined:
-        yield joined
+    await budget.look_safely()  # what it says now is told to all at once
+    one = fleet.Fleet(
+        settings.access.redis_url,
+        settings.access,
+        home_id(settings.data_path),
+        parent,
+        budget=budget,
+        roster=roster,
+    )
+    async with fleet.joined(one):
+        yield one
 
 
 def _took_too_long(settings: Settings) -> UpstreamTimeout:
