@@ -94,9 +94,9 @@ class Budget:
 
     def periods(self, at: datetime | None = None) -> tuple[str, str]:
         """The day and the month of `at`, or of now."""
-        if at is not None and not self._today.holds(at):
-            return _Day(self._timezone, at).names
-        return self._day().names
+        if at is None:
+            return self._day().names
+        return (self._today if self._today.holds(at) else _Day(self._timezone, at)).names
 
     def _day(self) -> "_Day":
         now = self._now()

@@ -28,7 +28,7 @@ from mogine.errors import (
 )
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
-from mogine.serve.access import Buckets, home_id
+from mogine.serve.access import Buckets, home_id, without_redis
 from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
@@ -235,9 +235,7 @@ async def open_fleet(
     try:
         fleet = importlib.import_module("mogine.serve.fleet")
     except ImportError as error:
-        raise SettingsError(
-            "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
-        ) from error
+        raise without_redis() from error
     await budget.look_safely()  # what it says now is told to all at once
     one = fleet.Fleet(
         settings.access.redis_url,

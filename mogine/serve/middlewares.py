@@ -70,10 +70,18 @@ class Frame:
     One function instead of four middlewares keeps the cost of a request low.
     """
 
-    def __init__(self, lines: RequestLog, gate: Gate, meters: Meters) -> None:
+    def __init__(
+        self,
+        lines: RequestLog,
+        gate: Gate,
+        meters: Meters,
+        recognise: Callable[[web.Request], Awaitable[None]],
+    ) -> None:
+        """`recognise` looks for the owner's session before the gate asks for it."""
         self._lines = lines
         self._gate = gate
         self._meters = meters
+        self._recognise = recognise
         self._ids = RequestIds()
 
     def middleware(self, levels: Mapping[object, Access]) -> Middleware:
@@ -101,6 +109,8 @@ class Frame:
         started = time.perf_counter()
         status, reason = 499, ""
         try:
+            if level is Access.ADMIN and isinstance(request, web.Request):
+                await self._recognise(request)
             response = self._admit(request, level) or await handler(request)
             status = response.status
             return response
