@@ -103,6 +103,7 @@ class Fleet:
         self._spent: dict[str, dict[str, int]] = {}
         self._trouble = "not reached yet"
         self._told = False
+        self._stopping = False
         self._tried = asyncio.Event()
         if self._budget is not None:
             self._budget.tell = self._spend
@@ -248,7 +249,7 @@ class Fleet:
     # --- the one connection ------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Talk to Redis until cancelled."""
+        """Talk to Redis until told to `stop`, or cancelled."""
         client: AsyncClient | None = None
         try:
             while True:
@@ -257,19 +258,22 @@ class Fleet:
                     async with asyncio.timeout(5 * self._timeout_s):
                         await self._begin(client)
                     await self._converse(client)
+                    return
                 except FAILURES as error:
                     self._lost(error)
                     self._tried.set()
                 await _close(client)
                 await asyncio.sleep(self._retry_s)
         finally:
-            if client is not None and not self._trouble:
-                with suppress(*FAILURES):
-                    async with asyncio.timeout(self._timeout_s):
-                        self._tell(scripts.END, ())
-                        await self._send(client, self._queue)
             self._lost(None)
+            self._tried.set()
             await _close(client)
+
+    def stop(self) -> None:
+        """Tell Redis what is left to tell, that this process is no more, and end."""
+        self._stopping = True
+        self._tell(scripts.END, ())
+        self._wanted.set()
 
     async def _begin(self, client: AsyncClient) -> None:
         """Begin a new life with what Redis cannot know; from here on questions are put to it."""
@@ -339,6 +343,7 @@ class Fleet:
                     yield f"rest:{_digest(key)}", rest_s
 
     async def _converse(self, client: AsyncClient) -> None:
+        """Put calls to Redis as they come; returns when there is to be an end."""
         loop = asyncio.get_running_loop()
         renew_at = loop.time() + self._lease_s / 5
         while True:
@@ -356,6 +361,8 @@ class Fleet:
                 await self._send(client, calls)
             finally:
                 _answer_nothing(calls)
+            if self._stopping:
+                return
             if renewed is not None:
                 is_known, *news = renewed.result()
                 if not is_known:
@@ -433,9 +440,12 @@ async def joined(fleet: Fleet) -> AsyncIterator[Fleet]:
         await fleet.tried()
         yield fleet
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        if not fleet.trouble:
+            fleet.stop()
+            await asyncio.wait((task,), timeout=2 * TIMEOUT_S)
+        while not task.done():  # the package may swallow a cancellation: `wait_for` of Python 3.11 does
+            task.cancel()
+            await asyncio.wait((task,), timeout=0.1)
 
 
 async def _evaluate(client: Any, script: str, keys: Words, words: Words) -> Any:

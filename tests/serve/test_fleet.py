@@ -43,7 +43,7 @@ from tests.servers import Spawn
 from tests.upstreams.doubao import DoubaoFake
 from tests.upstreams.raw import closed_port
 from tests.upstreams.redis import RedisServer
-from tests.upstreams.script import hang, say, script
+from tests.upstreams.script import hang, say, script, usage
 from tests.upstreams.tls import certificate_files
 
 # --- together as one -----------------------------------------------------------------------------
@@ -117,6 +117,41 @@ async def test_who_leaves_while_redis_is_asked_leaves_nothing_behind(redis: Redi
             return await two.told("a") == ""
 
         await until(is_free)
+
+
+async def test_a_process_that_ends_tells_what_is_left_and_waits_for_nothing(redis: RedisServer) -> None:
+    """P39: with the connection busy, where the package may swallow that it is cancelled."""
+    for _ in range(20):
+        async with asyncio.timeout(10), proxies(redis.url, 2, max_streams_per_visitor=100) as several:
+            places = [await proxy.open("a") for proxy in several for _ in range(5)]
+            for place in places:
+                place.__exit__()
+            await asyncio.sleep(0)
+        async with raw(redis) as client:
+            assert not await client.exists(f"{PREFIX}alive"), "and is no more at once"
+            await client.flushall()
+
+
+async def test_redis_is_asked_by_question_and_not_by_token(
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake
+) -> None:
+    """P1, P43: once before an answer and once after it, however long that is."""
+    child = await spawn("proxy", with_redis(redis, vendor, MOGINE_DAILY_BUDGET_CNY="1000"))
+    calls = []
+    async with aiohttp.ClientSession() as session, raw(redis) as client:
+        for words in (1, 500):
+            vendor.play(script(*(say("好") for _ in range(words)), usage(1, words)))
+            await client.config_resetstat()
+            async with session.post(child.url() + LLM, json=question(stream=True)) as response:
+                assert (await response.text()).count("好") == words
+
+            async def is_over() -> bool:
+                return await open_answers(client) == [0]
+
+            await until(is_over)
+            calls.append((await client.info("commandstats"))["cmdstat_evalsha"]["calls"])
+    # Between the two there may be a call that comes with time, not with tokens.
+    assert 3 <= calls[0] <= 5 and 3 <= calls[1] <= 5
 
 
 @given(
