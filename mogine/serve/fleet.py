@@ -361,7 +361,7 @@ class Fleet:
                 await self._send(client, calls)
             finally:
                 _answer_nothing(calls)
-            if self._stopping:
+            if self._stopping and not self._queue:
                 return
             if renewed is not None:
                 is_known, *news = renewed.result()
