@@ -318,7 +318,7 @@ class AccessSettings:
         "MOGINE_REDIS_URL",
         "",
         _redis_url,
-        "Redis or Valkey in which proxies on several machines share limits, such as redis://host:6379/0",
+        "Redis or Valkey in which several machines share limits and budgets, such as redis://host:6379/0",
         secret=True,
     )
     admin_token: str = _setting(

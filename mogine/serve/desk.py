@@ -249,13 +249,18 @@ async def open_fleet(
     one = fleet.Fleet(
         settings.access.redis_url,
         settings.access,
-        home_id(settings.data_path),
+        _record_of(settings),
         parent,
         budget=budget,
         roster=roster,
     )
     async with fleet.joined(one):
         yield one
+
+
+def _record_of(settings: Settings) -> str:
+    """What tells the record of this process from those of others, whose spending is to be added."""
+    return home_id(settings.data_path)
 
 
 def _took_too_long(settings: Settings) -> UpstreamTimeout:
