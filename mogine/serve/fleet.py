@@ -287,10 +287,13 @@ class Fleet:
         memory = (await self._run(client, scripts.MEMORY, (), token_hex(8))).decode()
         told = dict(self._open)
         await self._run(client, scripts.ENTER, (), *(part for pair in told.items() for part in pair))
+        untold = len(self._untold)
         recalled = self._recalled(everything=memory != self._memory)
         while some := list(islice(recalled, AT_ONCE)):
             await self._send(client, [self._unanswered(scripts.RECALL, *call) for call in some])
         self._memory = memory
+        for _ in range(untold):
+            self._untold.popleft()
         await self._tell_spending(client)
         for of, seconds in self._known_of_vendors():
             await self._run(client, scripts.KNOW, (), of, round(seconds * 1e6))
@@ -301,6 +304,7 @@ class Fleet:
         self._tell(scripts.LEAVE, (), *(told.keys() - self._open.keys()))
         for keys, words in self._recalled(everything=False):
             self._put(scripts.RECALL, keys, words)
+        self._untold.clear()
         self._tried.set()
         if self._told:
             log.warning("Redis is back: limits are shared again with all who use it")
@@ -319,7 +323,6 @@ class Fleet:
             for key, at in self._untold:
                 visitors.setdefault(key, []).append(at)
             site = {"": [at for _, at in self._untold]} if self._untold else {}
-        self._untold.clear()
         for rates, kept in ((self._access.rate_limit, visitors), (self._access.site_rate_limit, site)):
             most = max(rate.count for rate in rates)
             longest_ms = 1000 * max(rate.window_s for rate in rates)
