@@ -25,12 +25,15 @@ class Forgotten(RedisError):
 
 
 def open_async(url: str, timeout_s: float) -> AsyncClient:
-    """A client with one connection and no second tries."""
+    """A client with one connection and no second tries, that connects within `timeout_s`.
+
+    Who calls sets the limits of all else: the package's own cost more than the call, a task for each.
+    """
     return AsyncRedis.from_url(
         url,
         max_connections=1,
         socket_connect_timeout=timeout_s,
-        socket_timeout=timeout_s,
+        socket_timeout=None,
         retry=AsyncRetry(NoBackoff(), 0),
     )
 
