@@ -52,8 +52,10 @@ def own_budget(folder: Path) -> Budget:
     return Budget(Amounts(10**6, 10**7), ZoneInfo("Asia/Shanghai"), Spending(store, timedelta(minutes=6)))
 
 
-async def check(url: str, folder: Path, number: int, checks: int, at_once: int) -> dict[str, Any]:
-    """Times of as many checks, so many at once, and the CPU of one from its beginning to its end."""
+async def check(
+    url: str, folder: Path, number: int, checks: int, at_once: int, every_s: float
+) -> dict[str, Any]:
+    """Times of as many checks, so many at once and so far apart, and the CPU of one, its end included."""
     limits, budget = Limits(RULES, ServerState()), own_budget(folder)
     budget.look()
     fleet = Fleet(url, RULES, f"home {number}", budget=budget)
@@ -67,6 +69,8 @@ async def check(url: str, folder: Path, number: int, checks: int, at_once: int) 
                 await fleet.admit(place, name, ("doubao",))
                 waits.append(time.perf_counter_ns() - began)
             budget.add(f"{number}-{visitor}-{index}", datetime.now(UTC), COST_CNY)
+            if every_s:
+                await asyncio.sleep(every_s)
 
     async with joined(fleet), budget.watching(fleet.exchange):
         if fleet.trouble:
@@ -82,11 +86,11 @@ async def check(url: str, folder: Path, number: int, checks: int, at_once: int) 
     }
 
 
-def proxy(url: str, folder: str, number: int, checks: int, at_once: int) -> dict[str, Any]:
+def proxy(url: str, folder: str, number: int, checks: int, at_once: int, every_s: float) -> dict[str, Any]:
     """`check` in a process of its own."""
     own = Path(folder, f"{time.time_ns()}-{number}")
     own.mkdir()
-    return asyncio.run(check(url, own, number, checks, at_once))
+    return asyncio.run(check(url, own, number, checks, at_once, every_s))
 
 
 def redis_cpu_s(url: str) -> float:
@@ -95,16 +99,17 @@ def redis_cpu_s(url: str) -> float:
     return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
-def measure(url: str, folder: str, proxies: int, checks: int, at_once: int) -> dict[str, Any]:
+def measure(url: str, folder: str, proxies: int, checks: int, at_once: int, every_s: float) -> dict[str, Any]:
     """Several proxies at the same time."""
     before = redis_cpu_s(url)
-    jobs = [(url, folder, number, checks, at_once) for number in range(proxies)]
+    jobs = [(url, folder, number, checks, at_once, every_s) for number in range(proxies)]
     with multiprocessing.get_context("spawn").Pool(proxies) as pool:
         found = pool.starmap(proxy, jobs)
     took = sorted(one for each in found for one in each["took_us"])
     return {
         "proxies": proxies,
         "at_once": at_once,
+        "every_ms": round(every_s * 1000),
         "checks": len(took),
         **{f"p{share}_us": round(took[len(took) * share // 100]) for share in (50, 95, 99)},
         "proxy_cpu_us": round(statistics.mean(each["cpu_us"] for each in found), 1),
@@ -175,7 +180,17 @@ def shown(results: dict[str, Any]) -> str:
         "CPU Redis µs",
         "checks/s",
     )
-    names = ("proxies", "at_once", "p50_us", "p95_us", "p99_us", "proxy_cpu_us", "redis_cpu_us", "per_s")
+    names = (
+        "proxies",
+        "at_once",
+        "every_ms",
+        "p50_us",
+        "p95_us",
+        "p99_us",
+        "proxy_cpu_us",
+        "redis_cpu_us",
+        "per_s",
+    )
     lines: list[Sequence[Any]] = [head]
     lines += [
         (way, *(row[name] for name in names)) for way, rows in results["shared"].items() for row in rows
@@ -209,8 +224,12 @@ def main() -> None:
         try:
             for way, url in (("tcp", f"redis://127.0.0.1:{port}"), ("socket", server.url)):
                 results["shared"][way] = [
-                    measure(url, folder, proxies, given.checks, at_once)
-                    for proxies, at_once in ((1, 1), (given.proxies, 1), (given.proxies, 50))
+                    measure(url, folder, *row)
+                    for row in (
+                        (1, given.checks, 1, 0.0),
+                        (given.proxies, given.checks // 5, 1, 0.01),
+                        (given.proxies, given.checks, 50, 0.0),
+                    )
                 ]
             if given.pause:
                 results["faults"] = asyncio.run(recovery(server, f"redis://127.0.0.1:{port}", given.pause))
