@@ -1,6 +1,7 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
 import asyncio
+import hashlib
 import importlib
 import logging
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from aiohttp import hdrs, web
@@ -199,8 +201,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
         open_fleet(settings, remote, budget, providers) as fleet,
-        # A record that all machines share tells what they spent already.
-        budget.watching(None if fleet is None or settings.analytics.database_url else fleet.exchange),
+        budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
             settings,
@@ -260,7 +261,12 @@ async def open_fleet(
 
 
 def _record_of(settings: Settings) -> str:
-    """What tells the record of this process from those of others, whose spending is to be added."""
+    """What tells the record of this process from those of others, whose spending is to be added. One that
+    several machines have in PostgreSQL is the same on all of them, whoever they log in as."""
+    if url := settings.analytics.database_url:
+        parts = urlsplit(url)
+        where = f"{parts.hostname}:{parts.port or 5432}{parts.path}"
+        return hashlib.sha256(where.encode()).hexdigest()[:16]
     return home_id(settings.data_path)
 
 
