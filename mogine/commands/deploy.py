@@ -1,6 +1,7 @@
 """`mogine deploy`: the files that nginx, systemd, PM2, cron and logrotate need, from this home's settings."""
 
 import difflib
+import ipaddress
 import math
 import os
 import shlex
@@ -163,6 +164,8 @@ def site_of(
     body = settings.proxy.max_body_bytes
     if settings.proxy.allow_images:
         body += settings.proxy.max_image_bytes * 4 // 3 + 1024  # as base64
+    # Servers that listen beyond this machine are asked from there, and share a database with others.
+    speaks_out = settings.kb.embedder == "http" or not _is_loopback(settings.host)
     return Site(
         home=settings.home,
         executable=_executable(),
@@ -180,9 +183,16 @@ def site_of(
         answer_timeout_s=settings.proxy.answer_timeout_s,
         shutdown_grace_s=settings.proxy.shutdown_grace_s,
         retention_days=settings.analytics.retention_days,
-        kb_calls_out=settings.kb.embedder == "http",
-        analytics_calls_out=settings.kb.embedder == "http",  # it gathers questions by meaning
+        kb_calls_out=speaks_out,
+        analytics_calls_out=speaks_out,  # it gathers questions by meaning
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _executable() -> Path:

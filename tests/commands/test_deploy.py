@@ -151,3 +151,12 @@ def test_only_nginx_asks_other_machines(mogine: Run) -> None:
     done = mogine("deploy", "systemd", "--upstreams", "10.0.0.1:8741")
     assert (done.returncode, done.stdout) == (2, "")
     assert "nginx" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "closed"), [("127.0.0.1", 5), ("localhost", 5), ("::1", 5), ("10.0.0.1", 0), ("0.0.0.0", 0)]
+)
+def test_units_let_in_who_may_ask(mogine: Run, host: str, closed: int) -> None:
+    """Servers on an address of the network are asked by other machines."""
+    done = mogine("deploy", "systemd", env={"MOGINE_HOST": host})
+    assert done.stdout.count("IPAddressDeny=any") == closed

@@ -62,6 +62,7 @@ def into_site(site: Site, folder: Path) -> Path:
 @pytest.mark.parametrize("make", [files_of, into_site])
 @pytest.mark.parametrize("site", [PLAIN, PREFIXED, replace(PLAIN, host="::1"), NUMBERED])
 def test_nginx_takes_it_without_a_word_and_gixy_finds_nothing(make: Any, site: Site, tmp_path: Path) -> None:
+    """P44"""
     main = make(site, tmp_path)
     command = ["/usr/sbin/nginx", "-t", "-q", "-p", str(tmp_path), "-c", str(main), "-e", "stderr"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -54,6 +54,7 @@ from tests.deploy.sites import PLAIN
     ],
 )
 def test_a_value_that_no_file_can_hold_is_named(field: str, value: Any, named: str) -> None:
+    """P44"""
     with pytest.raises(SettingsError, match=named):
         replace(PLAIN, **{field: value})
 

@@ -168,6 +168,7 @@ async def open_answers(child: Child) -> int:
 async def test_a_rolling_restart_fails_no_request_and_cuts_no_answer(
     proxies: Proxies, doubao: DoubaoFake
 ) -> None:
+    """F15, P39"""
     await proxies.start(3)
     with proxies.behind_nginx() as front:
         async with Crowd(front).asking() as crowd:
