@@ -150,15 +150,17 @@ def _has_writer(site: Site) -> bool:
 
 
 def _choice(name: str, servers: tuple[str, ...]) -> Lines:
-    """Servers of which the least busy is asked.
+    """Servers of which the least busy is asked, and one that refuses is left alone for a moment.
 
-    One that refuses is left alone for a moment only: in a rolling restart the next one stops soon after, and
-    with all of them marked there would be nobody to ask.
+    It counts as back only when an answer of it has ended, which may take minutes. In a rolling restart all
+    may be marked like that although each but one would answer: so all stand there once more, for when nobody
+    is left, without marks.
     """
     return [
         f"    zone mogine_{name} 64k;",
         "    least_conn;",
-        *(f"    server {server} max_fails=1 fail_timeout=1s;" for server in servers),
+        *(f"    server {server} max_fails=1 fail_timeout=2s;" for server in servers),
+        *(f"    server {server} backup max_fails=0;" for server in servers if len(servers) > 1),
     ]
 
 

@@ -114,7 +114,7 @@ async def test_searches_from_inside_go_to_whichever_knowledge_base_answers(
     folder.mkdir()
     inside = (EXAMPLES / "compose/inside.conf").read_text("utf-8")
     servers = "".join(
-        f"server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;" for port in (1, served.port("kb"))
+        f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in (1, served.port("kb"))
     )
     front = Nginx(
         folder, f"upstream mogine_kb {{ {servers} }}\n" + inside.replace("listen 8739", f"listen {LISTEN}")

@@ -19,11 +19,18 @@ from tests.fronts.nginx import Nginx
 from tests.serve.conftest import events_of, question
 from tests.servers import Child, Spawn
 from tests.upstreams.doubao import MODEL, DoubaoFake
-from tests.upstreams.script import hang, head, pause, say, script
+from tests.upstreams.script import Script, hang, head, pause, say, script
 from tests.upstreams.tls import certificate_files
 
 WORDS = tuple(f"第{number}段" for number in range(8))
-STREAM = script(*(step for word in WORDS for step in (say(word), pause(0.05))))
+
+
+def lasting(seconds: float) -> Script:
+    """The same answer, in pieces over so long."""
+    return script(*(step for word in WORDS for step in (say(word), pause(seconds / len(WORDS)))))
+
+
+STREAM = lasting(0.4)
 TEXT = "".join(WORDS)
 STREAMED = {f"127.0.0.{number}" for number in range(10, 18)}
 WHOLE = {f"127.0.0.{number}" for number in range(20, 28)}
@@ -165,17 +172,19 @@ async def open_answers(child: Child) -> int:
     return int(float(line.split()[1]))
 
 
+@pytest.mark.parametrize(("count", "answer_s"), [(3, 0.4), (2, 3.0)], ids=("short", "long"))
 async def test_a_rolling_restart_fails_no_request_and_cuts_no_answer(
-    proxies: Proxies, doubao: DoubaoFake
+    proxies: Proxies, doubao: DoubaoFake, count: int, answer_s: float
 ) -> None:
-    """F15, P39"""
-    await proxies.start(3)
+    """F15, P39: also when no answer of the one has ended before the next one stops."""
+    doubao.play(lasting(answer_s))
+    await proxies.start(count)
     with proxies.behind_nginx() as front:
         async with Crowd(front).asking() as crowd:
-            await crowd.until_asked(60)
-            for number in range(3):
+            await crowd.until_asked(20)
+            for number in range(count):
                 await proxies.restart(number)
-                await crowd.until_asked(30)
+            await crowd.until_asked(20)
     assert crowd.problems == []
     assert len(doubao.requests) == crowd.asked, "no question was asked twice"
 
