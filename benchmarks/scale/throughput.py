@@ -5,8 +5,9 @@
 All proxies and nginx have one core together, the vendor and the reader the other: so the throughput of each
 number of proxies is that of equal CPU, and what is compared is CPU seconds of all of them per request and per
 streamed token. Each proxy has as many questions at once, as if it had a core of its own; with --thin all of
-them together have, and then fewer requests share what is done for several in one go. Requests go to `/api/llm/doubao`, each with its check of the limits. nginx has the upstream
-block that `mogine deploy nginx --upstreams` writes.
+them together have, and then fewer requests share what is done for several in one go. Requests go to
+`/api/llm/doubao`, each with its check of the limits. nginx has the upstream block that `mogine deploy nginx
+--upstreams` writes.
 """
 
 import argparse
