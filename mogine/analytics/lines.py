@@ -1,7 +1,7 @@
 """Rows as lines of a file, any number of them, made ahead of who takes them.
 
-SQLite writes them, in a thread. More threads only wait for its one lock on memory: what is to be quicker
-is done by a second process, which writes every other batch.
+The database writes them, in a thread. With SQLite more threads only wait for its one lock on memory: what is
+to be quicker is done by a second process, which writes every other batch. PostgreSQL has its own processes.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from mogine.analytics.export import BOM, COLUMNS, check_format, heading, render_records
-from mogine.analytics.records import QueryRecord, Selection
+from mogine.analytics.export import BOM, COLUMNS, check_format, heading
+from mogine.analytics.records import Selection
 from mogine.analytics.sqllines import Hand, Piece
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
@@ -59,9 +59,6 @@ def render_rows(
     deadline. Raises RequestError for an unknown format, StoreError.
     """
     check_format(format)
-    if not store.is_file:
-        yield from _by_objects(store, selection, format, bom, deadline_s)
-        return
     if format == "csv":
         yield Piece(((BOM if bom else "") + heading(COLUMNS)).encode(), 0)
     elif format == "json":
@@ -75,28 +72,6 @@ def render_rows(
         yield Piece(data, batch.rows)
     if format == "json":
         yield Piece(b"]\n" if first else b"\n]\n", 0)
-
-
-def _by_objects(
-    store: AnalyticsStore, selection: Selection, format: str, bom: bool, deadline_s: float | None
-) -> Iterator[Piece]:
-    """The same lines by way of objects, for a database that cannot write them."""
-    taken = 0
-
-    def rows() -> Iterator[QueryRecord]:
-        nonlocal taken
-        for record in store.iterate(selection, batch=BATCH, deadline_s=deadline_s):
-            taken += 1
-            yield record
-
-    lines: list[str] = []
-    for line in render_records(rows(), format, bom=bom):
-        lines.append(line)
-        if len(lines) >= BATCH:
-            yield Piece("".join(lines).encode(), taken)
-            lines, taken = [], 0
-    if lines:
-        yield Piece("".join(lines).encode(), taken)
 
 
 def _ahead(
@@ -121,10 +96,12 @@ def _ahead(
     waiting: deque[Future[Piece]] = deque()
     try:
         employ(Hand(store, format, deadline_s))
+        if not store.is_file:
+            employ(Hand(store, format, deadline_s))  # whose lines another process of PostgreSQL's writes
         with ThreadPoolExecutor(2, "export") as pool:
             try:
                 for number, keys in enumerate(store.batches(selection, BATCH, deadline_s)):
-                    if helped and number * BATCH == HELPED_AFTER:
+                    if helped and store.is_file and number * BATCH == HELPED_AFTER:
                         employ(Helper(store, format))
                     waiting.append(pool.submit(write, *keys))
                     if len(waiting) > AHEAD:

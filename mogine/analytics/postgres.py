@@ -117,6 +117,9 @@ def translate(statement: str) -> str:
     """A statement as PostgreSQL takes it, values numbered."""
     for ours, theirs in _PHRASES:
         statement = statement.replace(ours, theirs)
+    if statement.startswith("CREATE TEMP TABLE"):
+        # What is deleted in them stays in the way of all later readings: nothing ever vacuums them.
+        statement += " ON COMMIT DELETE ROWS"
     parts = statement.split("?")
     return "".join(f"{part}${place}" for place, part in enumerate(parts[:-1], start=1)) + parts[-1]
 
@@ -499,7 +502,7 @@ class PostgresEngine:
         raw = connection.raw
         try:
             if raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                connection.execute("ROLLBACK")
+                connection.execute("COMMIT")  # which empties temporary tables, as ROLLBACK would not
             raw.patience_s = BEGIN_S
         except psycopg.Error:
             raw.close()
