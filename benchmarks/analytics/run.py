@@ -3,6 +3,8 @@
 One million rows over 40 days are recorded by the writer itself; with --copies 10 they are repeated further
 back, with ids, visitors and sessions of their own, to ten million over 400 days. Then everything is measured
 that `docs/analytics.md` promises. With --folder the record is kept, and used again.
+
+With --database URL all of it happens in an empty database of PostgreSQL, which stays as it is then.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from benchmarks.analytics import copies as in_postgres
 from benchmarks.analytics.rows import rows
 from benchmarks.startup import machine
 from mogine.analytics import reports, retention, rollups, tables, upkeep
@@ -36,6 +39,7 @@ from mogine.analytics.export import FORMATS
 from mogine.analytics.recorder import Recorder
 from mogine.analytics.records import Selection, Window, new_id
 from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.tables import LISTED, Listing
 
 DAYS = 40
 BATCH = 2000
@@ -60,12 +64,12 @@ SEARCHES = (
 no_rest: Callable[[float], None] = lambda seconds: None  # noqa: E731
 
 
-def generate(store: AnalyticsStore, count: int, copies: int) -> dict[str, Any]:
+def generate(store: AnalyticsStore, count: int, copies: int, days: int) -> dict[str, Any]:
     """Records `count` rows as the writer does, sums and indexes them, and repeats them."""
     store.prepare()
     # Whole days of UTC, by which sums are kept: repeated further back, they meet without overlapping.
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    made = rows(count, DAYS, today)
+    made = rows(count, days, today)
     began, cpu, done = time.perf_counter(), time.process_time(), 0
     while batch := list(islice(made, BATCH)):
         store.insert(batch, busy_ms=60_000)
@@ -79,8 +83,12 @@ def generate(store: AnalyticsStore, count: int, copies: int) -> dict[str, Any]:
     while more := upkeep.index_once(store, sleep=no_rest):
         indexed += more
     found["index_cpu_us"] = us(cpu, max(1, indexed))
-    repeat(store, copies)
+    if store.is_file:
+        repeat(store, copies, days)
+    elif copies > 1:
+        in_postgres.repeat(store, copies, days)
     store.checkpoint()
+    store.sweep()
     return found
 
 
@@ -88,16 +96,16 @@ def us(cpu: float, count: int) -> float:
     return round((time.process_time() - cpu) / count * 1e6, 1)
 
 
-def repeat(store: AnalyticsStore, copies: int) -> None:
-    """The same rows again, each time DAYS days further back, with all sums and segments."""
+def repeat(store: AnalyticsStore, copies: int, days: int) -> None:
+    """The same rows again, each time `days` days further back, with all sums and segments."""
     with store.transaction(durable=False) as db:
         first, last = (row for row in db.execute("SELECT min(seq), max(seq) FROM queries").fetchone())
         segments = db.execute("SELECT id, first_seq, last_seq, seqs FROM segments WHERE live").fetchall()
         tail = tables.state(db)["sealed_upto"]
     names = [r[1] for r in sqlite3.connect(store.path).execute("PRAGMA table_info(queries)")][2:]
-    quarters = DAYS * rollups.LEVELS[2]
+    quarters = days * rollups.LEVELS[2]
     for copy in range(1, copies):
-        back = copy * DAYS * 86_400_000 << 20
+        back = copy * days * 86_400_000 << 20
         changed = {
             "visitor": f"printf('%x', {copy}) || substr(visitor, 2)",
             "session": f"printf('%x', {copy}) || substr(session, 2)",
@@ -201,11 +209,13 @@ def reading(store: AnalyticsStore, now: datetime) -> dict[str, Any]:
     return found
 
 
-def command(home: Path, *words: str) -> tuple[float, int]:
+def command(home: Path, url: str, *words: str) -> tuple[float, int]:
     """Seconds and memory (MB, the most that all its processes held together) of a command, start to end."""
     began, most = time.perf_counter(), 0
     child = subprocess.Popen(
-        [sys.executable, "-m", "mogine", "--home", str(home), *words], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "mogine", "--home", str(home), *words],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "MOGINE_DATABASE_URL": url},
     )
     while child.poll() is None:
         most = max(most, resident_kib(child.pid))
@@ -225,20 +235,20 @@ def resident_kib(pid: int) -> int:
     return held
 
 
-def commands(home: Path, count: int) -> dict[str, Any]:
-    times = sorted(command(home, "stats", "--days", "30")[0] for _ in range(5))
+def commands(home: Path, url: str, count: int) -> dict[str, Any]:
+    times = sorted(command(home, url, "stats", "--days", "30")[0] for _ in range(5))
     found: dict[str, Any] = {"mogine_stats_s": round(times[2], 2)}
     for format in FORMATS:
-        took, memory = command(home, "export", "--format", format)
+        took, memory = command(home, url, "export", "--format", format)
         found |= {f"export_{format}_rows_per_s": round(count / took), f"export_{format}_memory_mb": memory}
     return found
 
 
-def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any) -> None:
+def write_steadily(path: str, url: str, seconds: float, rate: int, ready: Any, out: Any) -> None:
     """One process that records `rate` rows a second; tells the ids and how long commits waited at worst."""
 
     async def go() -> None:
-        store = AnalyticsStore(Path(path))
+        store = AnalyticsStore(Path(path), url)
         pool = list(rows(2000, 1, datetime.now(UTC), seed=os.getpid()))
         ids: list[str] = []
         cpu = time.process_time()
@@ -260,12 +270,13 @@ def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any) -
     asyncio.run(go())
 
 
-def sustained(path: Path, seconds: float) -> dict[str, Any]:
+def sustained(path: Path, url: str, seconds: float) -> dict[str, Any]:
     """2,000 rows a second from two processes."""
     context = multiprocessing.get_context("spawn")
     ready, out = context.Event(), context.Queue()
     workers = [
-        context.Process(target=write_steadily, args=(str(path), seconds, 1000, ready, out)) for _ in range(2)
+        context.Process(target=write_steadily, args=(str(path), url, seconds, 1000, ready, out))
+        for _ in range(2)
     ]
     for worker in workers:
         worker.start()
@@ -275,11 +286,7 @@ def sustained(path: Path, seconds: float) -> dict[str, Any]:
     for worker in workers:
         worker.join()
     ids = [id for part in told for id in part[0]]
-    store = AnalyticsStore(path)
-    with store.reader() as reader:
-        there = reader.one(
-            "SELECT count(*) FROM queries WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
-        )[0]
+    there = stored(AnalyticsStore(path, url), ids)
     return {
         "sustained_rows_per_s": round(len(ids) / seconds),
         "sustained_lost": len(ids) - there,
@@ -288,11 +295,18 @@ def sustained(path: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def burst(path: Path) -> dict[str, Any]:
+def stored(store: AnalyticsStore, ids: list[str]) -> int:
+    """How many of these rows are there."""
+    with store.reader() as reader:
+        found = reader.one(f"SELECT count(*) FROM queries WHERE id {LISTED}", (Listing(ids),))
+        return int(found[0])
+
+
+def burst(path: Path, url: str) -> dict[str, Any]:
     """20,000 rows at once, until the last is on the disk."""
 
     async def go() -> dict[str, Any]:
-        store = AnalyticsStore(path)
+        store = AnalyticsStore(path, url)
         pool = [replace(r, id=new_id(r.started_at)) for r in rows(20_000, 1, datetime.now(UTC), seed=11)]
         async with Recorder(store, capacity=30_000) as recorder:
             began = time.perf_counter()
@@ -301,20 +315,16 @@ def burst(path: Path) -> dict[str, Any]:
             await recorder.flush(60)
             took = time.perf_counter() - began
             stats = recorder.stats()
-        with store.reader() as reader:
-            there = reader.one(
-                "SELECT count(*) FROM queries WHERE id IN (SELECT value FROM json_each(?))",
-                (json.dumps([r.id for r in pool]),),
-            )[0]
+        there = stored(store, [r.id for r in pool])
         return {"burst_s": round(took, 2), "burst_lost": 20_000 - there, "burst_dropped": stats.dropped}
 
     return asyncio.run(go())
 
 
-def write_and_time(path: str, began: Any, stop: Any, out: Any) -> None:
+def write_and_time(path: str, url: str, began: Any, stop: Any, out: Any) -> None:
     """One process that commits 20 rows up to fifty times a second; tells how many milliseconds each took,
     before and after `began`."""
-    store = AnalyticsStore(Path(path))
+    store = AnalyticsStore(Path(path), url)
     pool = list(rows(2000, 1, datetime.now(UTC), seed=3))
     times: tuple[list[float], list[float]] = ([], [])
     while not stop.wait(0.02):
@@ -327,19 +337,19 @@ def write_and_time(path: str, began: Any, stop: Any, out: Any) -> None:
     out.put(times)
 
 
-def cleaning(store: AnalyticsStore, goal: int, now: datetime) -> dict[str, Any]:
+def cleaning(store: AnalyticsStore, url: str, goal: int, now: datetime) -> dict[str, Any]:
     """Deletes about `goal` rows while another process writes; how long each of its commits took."""
     with store.reader() as reader:
         seq = reader.one("SELECT seq FROM queries ORDER BY seq LIMIT 1 OFFSET ?", (goal,))[0]
     days = (now - datetime.fromtimestamp((seq >> 20) / 1000, UTC)).days
     context = multiprocessing.get_context("spawn")
     began, stop, out = context.Event(), context.Event(), context.Queue()
-    writer = context.Process(target=write_and_time, args=(str(store.path), began, stop, out))
+    writer = context.Process(target=write_and_time, args=(str(store.path), url, began, stop, out))
     writer.start()
     time.sleep(5)
     began.set()
     started, cpu = time.perf_counter(), time.process_time()
-    done = retention.cleanup(AnalyticsStore(store.path), days, now=now, force=True)
+    done = retention.cleanup(AnalyticsStore(store.path, url), days, now=now, force=True)
     took = time.perf_counter() - started
     cpu_us = us(cpu, max(1, done.rows))
     stop.set()
@@ -363,26 +373,28 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--copies", type=int, default=1, help="10: ten million rows over 400 days")
     parser.add_argument("--folder", type=Path, help="a home to keep and use again")
+    parser.add_argument("--days", type=int, default=DAYS, help="that the rows before their copies take")
+    parser.add_argument("--database", default="", help="the address of an empty database of PostgreSQL")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clean", type=int, help="rows to delete in the end; half of them otherwise")
     parser.add_argument("--skip", default="", help="parts to leave out: read,command,write,burst,cleanup")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     home = given.folder or Path(tempfile.mkdtemp(prefix="mogine-bench-"))
-    store = AnalyticsStore(home / "data" / "analytics.db")
+    store = AnalyticsStore(home / "data" / "analytics.db", url := given.database)
     now = datetime.now(UTC)
     found: dict[str, Any] = {"machine": machine()}
+    store.path.parent.mkdir(parents=True, exist_ok=True)
     if not store.exists():
-        store.path.parent.mkdir(parents=True, exist_ok=True)
-        found |= generate(store, given.rows, given.copies)
+        found |= generate(store, given.rows, given.copies, given.days)
     count = store.summary().rows
-    found |= {"rows": count, "bytes_per_row": round(store.path.stat().st_size / count)}
+    found |= {"rows": count, "bytes_per_row": round(store.size_bytes() / count)}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "read": lambda: reading(store, now),
-        "command": lambda: commands(home, count),
-        "write": lambda: sustained(store.path, given.seconds),
-        "burst": lambda: burst(store.path),
-        "cleanup": lambda: cleaning(store, given.clean or min(1_000_000, count // 2), now),
+        "command": lambda: commands(home, url, count),
+        "write": lambda: sustained(store.path, url, given.seconds),
+        "burst": lambda: burst(store.path, url),
+        "cleanup": lambda: cleaning(store, url, given.clean or min(1_000_000, count // 2), now),
     }
     for name, measure in parts.items():
         if name not in given.skip.split(","):

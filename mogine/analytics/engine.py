@@ -39,7 +39,9 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """A connection of either engine."""
+    """A connection of either engine. `takes_columns`: a list can be bound as one value, an array."""
+
+    takes_columns: bool
 
     def execute(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Any: ...

@@ -193,6 +193,8 @@ class _Impatient(psycopg.Connection[Any]):
 class PostgresConnection:
     """An engine's connection; `close` hands it to `keep`, which may use it again."""
 
+    takes_columns = True
+
     def __init__(
         self, connection: _Impatient, keep: Callable[["PostgresConnection"], None] | None = None
     ) -> None:

@@ -65,9 +65,16 @@ _ADD_ASKED = Bulk(
     " ON CONFLICT (slot, key) DO UPDATE SET "
     "seq = CASE WHEN excluded.seq > asked.seq THEN excluded.seq ELSE asked.seq END, "
     "questions = asked.questions + excluded.questions, unanswered = asked.unanswered + excluded.unanswered",
+    ["bigint"] * 5,
 )
-_ADD_FRESH = Bulk("INSERT INTO fresh VALUES ", 3 + len(COLUMNS))
-_ADD_FRESH_ASKED = Bulk("INSERT INTO fresh_asked (slot, key, seq, questions, unanswered) VALUES ", 5)
+_ADD_FRESH = Bulk(
+    "INSERT INTO fresh VALUES ",
+    3 + len(COLUMNS),
+    types=("text", "bigint", "text", *("float8" if name in _REALS else "bigint" for name in COLUMNS)),
+)
+_ADD_FRESH_ASKED = Bulk(
+    "INSERT INTO fresh_asked (slot, key, seq, questions, unanswered) VALUES ", 5, types=["bigint"] * 5
+)
 _ADD_FRESH_SOURCES = Bulk("INSERT INTO fresh_sources (source, title) VALUES ", 2)
 _ADD_SOURCES = Bulk(
     "INSERT INTO sources (source, title) VALUES ",

@@ -35,6 +35,8 @@ _INSERT_MANY_CITATIONS = Bulk("INSERT OR REPLACE INTO citations VALUES ", 7)
 class SqliteConnection(sqlite3.Connection):
     """What an engine's connection can do beyond the standard library's."""
 
+    takes_columns = False
+
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Rows as mere tuples: a third quicker."""
         cursor = self.cursor()
