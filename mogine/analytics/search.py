@@ -8,7 +8,7 @@ from version 3.42 on only. What the index finds is always compared with the text
 
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import add
 
@@ -19,6 +19,7 @@ SEGMENT_ROWS = 16_384
 BITMAP_BYTES = SEGMENT_ROWS // 8
 MAX_TERM_CHARS = 24
 MAX_PARTS = 8
+MOST_SEGMENTS = 16
 
 _CJK = (
     "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u31bf\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -106,26 +107,53 @@ def pack(found: "array[int]") -> bytes:
     return bytes(bits)
 
 
-def in_segment(reader: Connection, segment: int, wanted: Wanted) -> list[int]:
-    """Places of the rows of `segment` that have every term of `wanted`."""
-    lists: list[bytes] = []
+def in_segments(
+    reader: Connection, segments: Sequence[tuple[int, int]], wanted: Wanted
+) -> Iterator[tuple[int, int, list[int]]]:
+    """For each of `segments` (number and newest row) also the places of its rows with every term of `wanted`.
+
+    Some are looked at with one statement, more the longer it goes on: each is a way to the server and back.
+    """
+    start, size = 0, 1
+    while start < len(segments):
+        part = segments[start : start + size]
+        found = _in_each(reader, [segment for segment, _ in part], wanted)
+        yield from ((segment, last, found.get(segment, [])) for segment, last in part)
+        start, size = start + size, min(4 * size, MOST_SEGMENTS)
+
+
+def _in_each(reader: Connection, segments: Sequence[int], wanted: Wanted) -> dict[int, list[int]]:
+    listed = Listing(segments)
+    lists: dict[int, list[bytes]] = {segment: [] for segment in segments}
     if wanted.exact:
         rows = reader.execute(
-            f"SELECT places FROM terms WHERE segment = ? AND term {LISTED}",  # noqa: S608
-            (segment, Listing(sorted(wanted.exact))),
-        ).fetchall()
-        if len(rows) < len(wanted.exact):
-            return []
-        lists = [row[0] for row in rows]
-    unions: list[set[int]] = []
-    for beginning in wanted.beginnings:
+            f"SELECT segment, places FROM terms WHERE segment {LISTED} AND term {LISTED}",  # noqa: S608
+            (listed, Listing(sorted(wanted.exact))),
+        )
+        for segment, packed in rows:
+            lists[segment].append(packed)
+        lists = {segment: found for segment, found in lists.items() if len(found) == len(wanted.exact)}
+    unions: dict[int, list[set[int]]] = {segment: [] for segment in lists}
+    for beginning in wanted.beginnings if lists else ():
+        with_beginning: dict[int, set[int]] = {}
         rows = reader.execute(
-            "SELECT places FROM terms WHERE segment = ? AND term >= ? AND term < ?",
-            (segment, beginning, beginning[:-1] + chr(ord(beginning[-1]) + 1)),
-        ).fetchall()
-        if not rows:
-            return []
-        unions.append(set().union(*(places(row[0]) for row in rows)))
+            f"SELECT segment, places FROM terms WHERE segment {LISTED} AND term >= ? AND term < ?",  # noqa: S608
+            (listed, beginning, beginning[:-1] + chr(ord(beginning[-1]) + 1)),
+        )
+        for segment, packed in rows:
+            with_beginning.setdefault(segment, set()).update(places(packed))
+        for segment, union in with_beginning.items():
+            if segment in unions:
+                unions[segment].append(union)
+    return {
+        segment: _common(found, unions[segment])
+        for segment, found in lists.items()
+        if len(unions[segment]) == len(wanted.beginnings)
+    }
+
+
+def _common(lists: list[bytes], unions: list[set[int]]) -> list[int]:
+    """Places that are in all of them; every place when there are none."""
     if not lists and not unions:
         return list(range(SEGMENT_ROWS))
     lists.sort(key=len)

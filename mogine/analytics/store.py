@@ -721,11 +721,11 @@ def _found(
     upto = state(connection)["sealed_upto"]
     found += islice(look("q.seq > ?", upto), limit)
     found += islice(look("q.seq IN (SELECT seq FROM unindexed)"), limit)
-    for segment, last in search.newest_first(connection, low, high):
+    segments = search.newest_first(connection, low, high)
+    for segment, last, places in search.in_segments(connection, segments, wanted):
         found.sort(reverse=True)
         if limit is not None and len(found) >= limit and found[limit - 1] > last:
             break
-        places = search.in_segment(connection, segment, wanted)
         if not places:
             continue
         seqs = search.rows_of(connection, segment)

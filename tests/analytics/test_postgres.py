@@ -9,16 +9,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from mogine.analytics.postgres import statements, translate
 from mogine.analytics.recorder import Recorder
+from mogine.analytics.records import Window
+from mogine.analytics.reports import open_numbers
 from mogine.analytics.schema import STEPS
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from mogine.errors import Locked, MogineError, SettingsError, StoreError, Unavailable
-from tests.analytics.rows import row
+from tests.analytics.rows import NOON, row
 from tests.conftest import ROOT, clean_environ
 from tests.upstreams.postgres import PASSWORD, Database
 
@@ -241,6 +244,22 @@ def test_deleted_rows_leave_room_for_new_ones(machine: Open, postgres: Database)
     store.sweep()
     assert postgres.query("SELECT count(*) FROM texts") == [(0,)]
     assert postgres.query("SELECT pg_relation_size('texts')") == [(0,)], "an empty end is given back"
+
+
+def test_what_is_gathered_for_one_reading_is_not_in_the_way_of_the_next(
+    machine: Open, postgres: Database
+) -> None:
+    store = machine(postgres)
+    store.insert([row(MINUTE * n, page_url=f"https://example.com/{n}") for n in range(300)])
+    size = "SELECT pg_relation_size('fresh')"
+    for _ in range(3):
+        with open_numbers(store, Window.last_days(2, NOON, ZoneInfo("UTC"))) as numbers:
+            assert numbers.all("SELECT count(*) FROM fresh")[0][0] > 300
+    with store.reader() as reader:
+        assert reader.one(size)[0] == 0, "nothing vacuums temporary tables"
+    sum_up(store, before=END_OF_TIME, sleep=lambda s: None)
+    with store.transaction() as writer:
+        assert writer.execute(size).fetchone()[0] == 0
 
 
 # --- a server that is away -----------------------------------------------------------------------

@@ -168,3 +168,26 @@ def test_places_come_back_as_they_were_packed(numbers: list[int]) -> None:
         assert list(search.places(packed)) == list(ordered)
     finally:
         search.BITMAP_BYTES = size
+
+
+def test_segments_that_are_looked_at_together_are_kept_apart(
+    store: AnalyticsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SEGMENT_ROWS", 16)
+    monkeypatch.setattr(search, "BITMAP_BYTES", 2)
+    count = 16 * (2 * search.MOST_SEGMENTS + 9)
+    texts = [f"number {n} filter" if n % 45 else f"退款单 {n}" for n in range(count)]
+    store.insert([row(timedelta(minutes=-n), question=text, answer="") for n, text in enumerate(texts)])
+    while index_once(store, now=LATER + timedelta(days=1), sleep=rest):
+        pass
+    with store.reader() as reader:
+        segments = search.newest_first(reader.connection, 0, 2**62)
+        assert len(segments) == count // 16
+        for words in ("退款单", "退款 单", "number", "63", "filter 6", "没有", "退款单 number"):
+            wanted = search.Wanted.of(words)
+            found = list(search.in_segments(reader.connection, segments, wanted))
+            assert [(segment, last) for segment, last, _ in found] == segments
+            newest = [text for text in reversed(texts) if wanted.fits(text, "")]
+            assert sum(len(places) for _, _, places in found) == len(newest)
+            page = store.page(Selection(search=words), limit=count)
+            assert [record.question for record in page.records] == newest
