@@ -220,16 +220,23 @@ def _tell_removed(summary: "Summary") -> None:
 
 
 def _find(documents: "list[StoredDocument]", wanted: str, home: Path) -> "StoredDocument":
-    """By source, by id, or by the path of its file as seen from here. Raises NotFound."""
+    """By source, by id, by the path of its file as seen from here, or by a file name that only one has.
+
+    Raises NotFound.
+    """
     import difflib
 
     from mogine.ingest.find import source_of
 
     by_name = {name: d for d in documents for name in (d.id, d.source)}
     found = by_name.get(wanted) or by_name.get(source_of(Path(wanted).expanduser(), home))
+    if found is None and len(namesakes := [d for d in documents if d.source.endswith("/" + wanted)]) == 1:
+        return namesakes[0]
     if found is None:
         close = difflib.get_close_matches(wanted, [d.source for d in documents], n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "`mogine kb list` shows what there is"
+        hint = (
+            f"did you mean {safe_line(close[0], 200)}?" if close else "`mogine kb list` shows what there is"
+        )
         raise NotFound(f"there is no document {safe_line(wanted, 200)}; {hint}")
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mogine.errors import MogineError, StoreError
+from mogine.errors import StoreError
 from mogine.kb.catalogue import CatalogueWriter, read_documents, read_sources
 from mogine.kb.embedders import Embedder, NoEmbedder, Vectors
 from mogine.kb.lexical import TERMS, LexicalWriter
@@ -32,6 +32,7 @@ from mogine.kb.vectors import VECTORS_NAME, VectorIndex
 FORMAT = 1
 _EMBED_AT_ONCE = 32
 _TAKE_OVER_AT_ONCE = 2000
+_UNCHANGED = "The knowledge base is as it was before"
 
 
 class Draft:
@@ -119,9 +120,11 @@ class Draft:
         """
         if self.finish() is None and self._current is not None:
             return self._current.name
-        with self._told():
+        try:
             self._publish(self._name)
-            return self._name
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self._name
 
     def discard(self) -> None:
         """Gives everything back; after a commit there is nothing to give."""
@@ -151,13 +154,16 @@ class Draft:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except MogineError:
-            raise
+        except StoreError as error:
+            raise StoreError(f"{error.message}. {_UNCHANGED}") from error
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"{self._path} cannot be written ({error}); look at the disk's free "
-                "space. The knowledge base is as it was before"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> StoreError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return StoreError(
+            f"{self._path} cannot be written ({reason}); look at the disk's free space. {_UNCHANGED}"
+        )
 
 
 class _Work:

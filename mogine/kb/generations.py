@@ -206,13 +206,26 @@ class Generations:
         return _Pointer(name, kept[-KEPT:], tuple(leaving))
 
     def _write_pointer(self, pointer: _Pointer) -> None:
+        """Raises StoreError; its message says which generation serves then."""
         draft = self._pointer_path.with_suffix(".new")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(pointer), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._pointer_path)
-        _sync_folder(self._path)
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                json.dump(asdict(pointer), file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._pointer_path)
+        except OSError as error:
+            raise StoreError(
+                f"{self._pointer_path} cannot be written ({error.strerror}); look at the disk's free space. "
+                "The knowledge base is as it was before"
+            ) from error
+        try:
+            _sync_folder(self._path)
+        except OSError as error:
+            raise StoreError(
+                f"generation {pointer.current} serves now, but a power cut may undo it: {self._path} cannot "
+                f"be synced ({error.strerror}); look at the disk"
+            ) from error
 
     def _next_name(self) -> str:
         names = [path.name for path in self._folders.iterdir()]

@@ -1,14 +1,15 @@
 """The read side of one generation: finds passages by meaning and by words, and adds both up."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Literal, get_args
 
 from mogine.errors import RequestError, Unavailable
 from mogine.kb.catalogue import Catalogue
 from mogine.kb.embedders import Embedder, NoEmbedder
-from mogine.kb.lexical import LexicalIndex
+from mogine.kb.lexical import LexicalIndex, shares_of_words
 from mogine.kb.manifest import Generation
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
 from mogine.kb.rounded import RoundedVectors
@@ -28,6 +29,11 @@ _LENT_AT_MOST = 0.15
 # And it is lent only to one whose cosine comes that near to the best of the question's own language: to what
 # may be the answer, not to everything that is written in the other language.
 _LENT_WITHIN = 0.1
+# The best are looked at once more: which of them has those of the question's words that tell them apart.
+_LOOKED_AT_AGAIN = 20
+_WORDS_WEIGHT = 0.1
+# A passage in the other language is lent of that as much as the best of the question's own language has.
+_WORDS_LENT_AT_MOST = 0.3
 
 
 def _always() -> bool:
@@ -105,9 +111,12 @@ class KnowledgeBase:
                 known = self._rounded if self._rounded.exist else self._vectors
                 cosines = {**nearest, **known.cosines(vector, missing)}
                 scores = self._fuse(query, cosines, shares)
-        best = sorted(scores, key=lambda number: (-scores[number], number))[:top_k]
+        is_fused = mode == "hybrid" and self._vectors is not None
+        best = sorted(scores, key=lambda number: (-scores[number], number))
+        best = best[: max(top_k, _LOOKED_AT_AGAIN) if is_fused else top_k]
         passages = self._catalogue.passages(best)
-        return [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
+        hits = [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
+        return (_told_apart(query, hits) if is_fused else hits)[:top_k]
 
     def documents(self) -> list[StoredDocument]:
         return self._catalogue.documents()
@@ -146,3 +155,22 @@ class KnowledgeBase:
             for is_lent in [languages[number] != asked and cosine >= near]
             for share in [max(shares.get(number, 0.0), lent if is_lent else 0.0)]
         }
+
+
+def _told_apart(query: str, hits: Sequence[Hit]) -> list[Hit]:
+    """The hits in a better order. The scores stay where they are: what is noise was measured on them."""
+    first = hits[:_LOOKED_AT_AGAIN]
+    asked = language(query)
+    shares = shares_of_words(query, [hit.passage.searchable for hit in first])
+    is_own = [language(hit.passage.text) == asked for hit in first]
+    of_own = [share for share, own in zip(shares, is_own, strict=True) if own]
+    lent = min(_WORDS_LENT_AT_MOST, max(of_own, default=0.0))
+    weighed = [
+        hit.score + _WORDS_WEIGHT * (share if own else max(share, lent))
+        for hit, share, own in zip(first, shares, is_own, strict=True)
+    ]
+    order = sorted(range(len(first)), key=lambda index: -weighed[index])
+    return [
+        *(replace(hit, passage=first[index].passage) for hit, index in zip(first, order, strict=True)),
+        *hits[_LOOKED_AT_AGAIN:],
+    ]
