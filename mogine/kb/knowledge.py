@@ -32,8 +32,6 @@ _LENT_WITHIN = 0.1
 # The best are looked at once more: which of them has those of the question's words that tell them apart.
 _LOOKED_AT_AGAIN = 20
 _WORDS_WEIGHT = 0.1
-# A passage in the other language is lent of that as much as the best of the question's own language has.
-_WORDS_LENT_AT_MOST = 0.3
 
 
 def _always() -> bool:
@@ -116,7 +114,9 @@ class KnowledgeBase:
         best = best[: max(top_k, _LOOKED_AT_AGAIN) if is_fused else top_k]
         passages = self._catalogue.passages(best)
         hits = [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
-        return (_told_apart(query, hits) if is_fused else hits)[:top_k]
+        if is_fused:
+            hits = self._told_apart(query, best, hits)
+        return hits[:top_k]
 
     def documents(self) -> list[StoredDocument]:
         return self._catalogue.documents()
@@ -156,21 +156,22 @@ class KnowledgeBase:
             for share in [max(shares.get(number, 0.0), lent if is_lent else 0.0)]
         }
 
-
-def _told_apart(query: str, hits: Sequence[Hit]) -> list[Hit]:
-    """The hits in a better order. The scores stay where they are: what is noise was measured on them."""
-    first = hits[:_LOOKED_AT_AGAIN]
-    asked = language(query)
-    shares = shares_of_words(query, [hit.passage.searchable for hit in first])
-    is_own = [language(hit.passage.text) == asked for hit in first]
-    of_own = [share for share, own in zip(shares, is_own, strict=True) if own]
-    lent = min(_WORDS_LENT_AT_MOST, max(of_own, default=0.0))
-    weighed = [
-        hit.score + _WORDS_WEIGHT * (share if own else max(share, lent))
-        for hit, share, own in zip(first, shares, is_own, strict=True)
-    ]
-    order = sorted(range(len(first)), key=lambda index: -weighed[index])
-    return [
-        *(replace(hit, passage=first[index].passage) for hit, index in zip(first, order, strict=True)),
-        *hits[_LOOKED_AT_AGAIN:],
-    ]
+    def _told_apart(self, query: str, numbers: Sequence[int], hits: Sequence[Hit]) -> list[Hit]:
+        """The hits in a better order. The scores stay where they are: what is noise was measured on them."""
+        first = hits[:_LOOKED_AT_AGAIN]
+        asked = language(query)
+        languages = self._catalogue.languages(numbers[: len(first)])
+        is_own = [languages[number] == asked for number in numbers[: len(first)]]
+        shares = shares_of_words(query, [hit.passage.searchable for hit in first])
+        of_own = [share for share, own in zip(shares, is_own, strict=True) if own]
+        # It cannot have the question's words: it keeps its distance to the others on average.
+        lent = sum(of_own) / len(of_own) if of_own else 0.0
+        weighed = [
+            hit.score + _WORDS_WEIGHT * (share if own else max(share, lent))
+            for hit, share, own in zip(first, shares, is_own, strict=True)
+        ]
+        order = sorted(range(len(first)), key=lambda index: -weighed[index])
+        return [
+            *(replace(hit, passage=first[index].passage) for hit, index in zip(first, order, strict=True)),
+            *hits[_LOOKED_AT_AGAIN:],
+        ]

@@ -158,7 +158,7 @@ def shares_of_words(question: str, texts: Sequence[str]) -> list[float]:
     """
     lowered = [text.lower() for text in texts]
     found = [[stands_in(text) for text in lowered] for stands_in in map(_finder, question_terms(question))]
-    weights = [max(0.0, math.log((len(texts) + 1) / (sum(row) + 0.5))) for row in found]
+    weights = [math.log((len(texts) + 0.5) / (sum(row) + 0.5)) for row in found]
     whole = sum(weights) or 1.0
     return [
         sum(weight for weight, row in zip(weights, found, strict=True) if row[index]) / whole
@@ -175,6 +175,8 @@ def _finder(term: str) -> Callable[[str], bool]:
         return lambda text: begins.search(text) is not None
     choices = itertools.product(*(_WRITTEN.get(character, character) for character in term))
     spellings = ["".join(choice) for choice in itertools.islice(choices, _MAX_SPELLINGS)]
+    if len(spellings) == 1:
+        return lambda text: term in text
     return lambda text: any(spelling in text for spelling in spellings)
 
 

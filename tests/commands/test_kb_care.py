@@ -240,7 +240,9 @@ def test_watch_takes_in_what_changes_until_ctrl_c(home: Path, filled: Path) -> N
     finally:
         os.killpg(child.pid, signal.SIGINT)
         _, err = child.communicate(timeout=30)
-    assert (child.returncode, err) == (130, "")
+    assert child.returncode == 130
+    # What had just been done may be told, if Ctrl-C came before it was.
+    assert err in ("", "interrupted when all was done: generation g000003 serves\n")
     assert set(generations.sources()) == {"docs/returns.md", "docs/hours.md"}
 
 
