@@ -183,9 +183,7 @@ def remove(
     settings = shell.existing()
     tests = load_tests(tests_path(shell.home)) if gate is not kbingest.GateMode.OFF else []
     with closing(open_embedder(settings)) as embedder:
-        summary = take_out(
-            sources, Generations(settings.kb_path), embedder, gate=Gate(tuple(tests), gate.value)
-        )
+        summary = take_out(sources, Generations.of(settings), embedder, gate=Gate(tuple(tests), gate.value))
     if as_json:
         told = {
             "generation": summary.generation,

@@ -26,7 +26,7 @@ def generations(ctx: typer.Context, as_json: AsJson = False) -> None:
     """
     from mogine.kb.generations import Generations
 
-    listed = Generations(shell_of(ctx).existing().kb_path).listed()
+    listed = Generations.of(shell_of(ctx).existing()).listed()
     if as_json:
         rows = []
         for kept in listed:
@@ -78,7 +78,7 @@ def rollback(
     """
     from mogine.kb.generations import Generations
 
-    generation = Generations(shell_of(ctx).existing().kb_path).rollback(name or None)
+    generation = Generations.of(shell_of(ctx).existing()).rollback(name or None)
     if as_json:
         typer.echo(safe_json({"generation": generation.name, "documents": generation.manifest.documents}))
         return
@@ -110,7 +110,7 @@ def verify(
     from mogine.kb.verify import SAMPLE
     from mogine.kb.verify import verify as check
 
-    home = Generations(shell_of(ctx).existing().kb_path)
+    home = Generations.of(shell_of(ctx).existing())
     generation = home.named(name) if name else home.current()
     if generation is None:
         raise NotFound("there is no generation yet; `mogine kb ingest ./docs` makes the first")
@@ -157,7 +157,7 @@ def compact(
     from mogine.kb.generations import Generations
 
     settings = shell_of(ctx).existing()
-    home = Generations(settings.kb_path)
+    home = Generations.of(settings)
     before = next((kept.bytes for kept in home.listed() if kept.is_current), 0)
     if not before:
         raise NotFound("there is no generation yet; `mogine kb ingest ./docs` makes the first")

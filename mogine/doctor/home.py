@@ -320,7 +320,7 @@ def knowledge(house: House) -> Iterator[Line]:
     """What serves is whole and not too old, the model loads, and the tests pass."""
     s = house.settings
     try:
-        generation = Generations(s.kb_path).current()
+        generation = Generations.of(s).current()
     except MogineError as problem:
         yield error(
             "knowledge", problem.message, "`mogine kb rollback`, or a fresh `mogine kb ingest ./docs`"

@@ -58,7 +58,7 @@ T = TypeVar("T")
 def create_app(settings: Settings) -> web.Application:
     """The server of contract section 4; it takes connections when its embedder and index are loaded."""
     app = base_app(settings, "kb", ROUTES, ready=_problems)
-    app[SHELF] = Shelf(Generations(settings.kb_path), open_embedder(settings))
+    app[SHELF] = Shelf(Generations.of(settings), open_embedder(settings))
     app[CLERKS] = Clerks(settings)
     app[SITE_FILE] = SiteFile(settings.home / "site.toml", app[SITE])
     app.cleanup_ctx.append(_keep_shelf)
@@ -422,7 +422,7 @@ def _document(document: StoredDocument) -> dict[str, Any]:
 
 async def list_generations(request: web.Request) -> web.Response:
     """GET /api/kb/generations: those that are kept, the newest first."""
-    listed = await asyncio.to_thread(Generations(request.app[SETTINGS].kb_path).listed)
+    listed = await asyncio.to_thread(Generations.of(request.app[SETTINGS]).listed)
     return json_response({"generations": [_kept(kept) for kept in listed]})
 
 
@@ -431,7 +431,7 @@ async def roll_back(request: web.Request) -> web.Response:
     name = (await read_json(request)).get("generation")
     if not (name is None or (isinstance(name, str) and name)):
         raise RequestError('"generation" must be the name of one that is kept', param="generation")
-    generation = await asyncio.to_thread(Generations(request.app[SETTINGS].kb_path).rollback, name)
+    generation = await asyncio.to_thread(Generations.of(request.app[SETTINGS]).rollback, name)
     await request.app[SHELF].look()
     return json_response({"generation": generation.name})
 
