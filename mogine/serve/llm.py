@@ -121,7 +121,7 @@ class _Turns:
         if request.session_id and not await desk.allows_vendor_session(request.session_id, self._bucket):
             request = replace(request, session_id=None)
         if not provider.dialect:
-            search = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
+            search = await find(request, desk.knowledge, desk.manner())
             self._seen.search_ms = search.took_ms
             request = replace(request, citations=tuple(cite(search.hits or ())))
         else:
