@@ -21,8 +21,9 @@ from mogine.analytics.checks import check as look_at_record
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore, size_bytes
+from mogine.doctor import far
 from mogine.doctor.line import Line, error, ok, warning
-from mogine.errors import MogineError
+from mogine.errors import MogineError, Unavailable
 from mogine.kb.embedders import open_embedder
 from mogine.kb.gate import TESTS_NAME, load_tests, run_tests
 from mogine.kb.generations import Generations
@@ -333,6 +334,11 @@ def knowledge(house: House) -> Iterator[Line]:
     yield from _asked(s, generation)
 
 
+def chroma(house: House) -> Iterator[Line]:
+    """Where a Chroma server has the vectors: it answers, and has them."""
+    yield from far.chroma(house.settings)
+
+
 def _generation(house: House, generation: Generation) -> Iterator[Line]:
     manifest = generation.manifest
     findings = verify(generation, sample=VERIFIED_VECTORS)
@@ -369,6 +375,9 @@ def _asked(s: Settings, generation: Generation) -> Iterator[Line]:
         yield ok("embedder", f"{embedder.name} is ready in {took_ms:.0f} ms")
         tests = load_tests(s.home / TESTS_NAME)
         failed = [outcome.test.question for outcome in run_tests(base, tests) if not outcome.passed]
+    except Unavailable as problem:
+        yield error("kb tests", problem.message, "see the line about chroma")
+        return
     except MogineError as problem:
         yield error("kb tests", problem.message, f"correct {s.home / TESTS_NAME}")
         return
@@ -444,8 +453,8 @@ def descriptors(house: House) -> Iterator[Line]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, disk, backups),
-    descriptors,
+    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, chroma, disk),
+    *(backups, descriptors),
 )
 
 
