@@ -4,6 +4,7 @@ data/kb/current.json             which generation serves, and which are kept; re
 data/kb/lock                     held by the one process that writes
 data/kb/vectors.db               vectors by content, so that nothing is embedded twice
 data/kb/owner                    names this folder's collections on a Chroma server
+data/kb/offers/g000042/          what of a generation is copied for machines that pull it, see offers.py
 data/kb/incoming/                what is being pulled from another machine; the rest of one that broke off
 data/kb/generations/g000042/     texts.db, chroma/, manifest.json: complete, synced, never written again
 data/kb/generations/draft-...    being built; debris once its writer is dead
@@ -30,6 +31,7 @@ from mogine.kb.manifest import MANIFEST_NAME, Generation, Manifest, check_versio
 from mogine.settings import Settings
 
 KEPT = 3
+OFFERS_NAME = "offers"
 # A server may be a moment behind: what has just been replaced stays until it must have moved on.
 GRACE_S = 15.0
 
@@ -286,6 +288,9 @@ class Generations:
         pointer = self._read_pointer()
         names = {*pointer.kept, *(name for name, _ in pointer.leaving)} if pointer else set()
         for path in self._folders.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in (self._path / OFFERS_NAME).glob("g*"):
             if path.name not in names:
                 shutil.rmtree(path, ignore_errors=True)
         if self._collections:

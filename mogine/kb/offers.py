@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mogine.errors import NotFound, StoreError
-from mogine.kb.generations import KEPT, Generations, identity_of
+from mogine.kb.generations import KEPT, OFFERS_NAME, Generations, identity_of
 from mogine.kb.manifest import MANIFEST_NAME, Generation, check_files, lasting_files
 from mogine.kb.publication import (
     BLOCK_BYTES,
@@ -28,7 +28,6 @@ from mogine.kb.publication import (
 )
 from mogine.kb.texts import copy_database
 
-OFFERS_NAME = "offers"
 OFFER_NAME = "offer.json"
 
 
@@ -103,7 +102,8 @@ class Offers:
             with _held(self._path / "lock"):
                 if (made := self._read(generation)) is not None:
                     return made  # by another process meanwhile
-                self._sweep(generation.name)
+                for old in (draft, self._path / generation.name):  # of one that was killed; once called so
+                    shutil.rmtree(old, ignore_errors=True)
                 draft.mkdir(mode=0o700)
                 publication = Publication(generation.name, tuple(_offered(generation.path, draft)))
                 _write(draft / OFFER_NAME, publication.to_json())
@@ -113,13 +113,6 @@ class Offers:
             raise StoreError(
                 f"generation {generation.name} cannot be offered ({error}); look at the disk's free space"
             ) from error
-
-    def _sweep(self, name: str) -> None:
-        """Offers of generations that are gone or were once called `name`, and the rest of a killed one."""
-        generations = self._path.parent / "generations"
-        for path in self._path.iterdir():
-            if path.is_dir() and (path.name == name or not (generations / path.name).is_dir()):
-                shutil.rmtree(path)
 
 
 def _offered(folder: Path, copies: Path) -> Iterator[FileParts]:

@@ -198,8 +198,11 @@ class Shelf:
                 return
             if self._failed and self._failed[0] == name and time.monotonic() < self._failed[1] + RETRY_S:
                 return
-            self._swap(self._open())
+            knowledge = self._open()
+            self._swap(knowledge)
             self._failed = None
+            if knowledge:
+                self._look_at_vectors(knowledge)
         except MogineError as error:
             if not self._failed or self._failed[0] != name:
                 log.error("knowledge base: %s", error.message)

@@ -321,8 +321,10 @@ def test_offers_go_with_their_generations(pair: Pair) -> None:
         pair.take_in(f"text {number}")
         pair.publish()
     home = pair.writer.folder_of("g000001").parent.parent
-    names = {path.name for path in (home / "offers").iterdir()} - {"lock"}
+    names = {path.name for path in (home / "offers").glob("g*")}
     assert names == {path.name for path in (home / "generations").iterdir()}
+    pair.writer.forget_others()
+    assert {path.name for path in (home / "offers").glob("g*")} == {"g000008"}, "nothing removed is left"
     with pytest.raises(NotFound, match="pull again"):
         pair.offers.block("g000001x", "texts.db", 0)
     with pytest.raises(NotFound, match="pull again"):
