@@ -100,7 +100,7 @@ def pull(
     from mogine.kb.pull import pull as take
 
     pause_s = _seconds(every) if every else None
-    settings = shell_of(ctx).settings
+    settings = shell_of(ctx).existing()
     place = _place(source, settings, "pull")
     generations = Generations.of(settings)
     problem = ""

@@ -190,7 +190,8 @@ class Generations:
     def _serve(self, name: str) -> None:
         pointer = self._read_pointer()
         if pointer is not None:
-            self._point_to(pointer, name)
+            pulled = tuple(dict.fromkeys((*pointer.pulled, name)))
+            self._point_to(replace(pointer, pulled=pulled), name)
 
     def _adopt(self, folder: Path, name: str) -> str:
         """As `_publish`, for a generation of another machine; under a name of our own where its is taken."""
