@@ -122,10 +122,13 @@ def verify(
         for finding in findings:
             console.out.print(f"{finding.part}: {safe_line(finding.detail)}")
         if findings:
-            console.err.print(
-                f"generation {generation.name} is damaged; `mogine kb rollback` goes back to the one before, "
+            remedy = (
+                "`mogine kb ingest ./docs` fills the Chroma server again"
+                if generation.manifest.collection and {f.part for f in findings} == {"vectors"}
+                else "`mogine kb rollback` goes back to the one before, "
                 "`mogine kb compact` writes it anew from what can be read"
             )
+            console.err.print(f"generation {generation.name} is damaged; {remedy}")
         else:
             console.out.print(
                 f"generation {generation.name} is whole: {generation.manifest.documents} documents, "

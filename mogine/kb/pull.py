@@ -132,7 +132,12 @@ class ServerSource:
             case 404 if told:
                 raise NotFound(f"{self.name}: {told}")
             case status:
-                said = told or "it is no knowledge base server of this mogine"
+                missing = (
+                    "does `mogine serve kb` run there?"
+                    if status >= 500
+                    else "is it mogine's, of this version?"
+                )
+                said = told or missing
                 raise UpstreamBadResponse(f"{self.name} answered {status}: {said}")
 
 

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -18,7 +21,7 @@ from mogine.kb.generations import Generations
 from mogine.kb.pull import Pulled, ServerSource, pull
 from mogine.serve.kb import Shelf
 from mogine.settings import load_settings
-from tests.conftest import Run
+from tests.conftest import Run, clean_environ
 from tests.kb.conftest import CharacterEmbedder, make_document, take_in
 from tests.serve.conftest import Reply, Served, Start, assert_envelope
 from tests.servers import ADMIN_TOKEN, Spawn
@@ -157,6 +160,17 @@ async def test_searches_never_fail_while_generations_are_pulled(writer: Served, 
         await asyncio.to_thread(shelf.close)
 
 
+def followed(home: Path, url: str) -> tuple[str, int]:
+    """The first line of `kb pull --every 1s`, and its exit code after Ctrl-C."""
+    env = clean_environ({"MOGINE_EMBEDDER": "none", "MOGINE_ADMIN_TOKEN": ADMIN_TOKEN})
+    command = [sys.executable, "-m", "mogine", "--home", str(home), "kb", "pull", url, "--every", "1s"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+    return line, child.returncode
+
+
 async def test_commands_follow_the_writer(spawn: Spawn, mogine: Run, home: Path, tmp_path: Path) -> None:
     """As an owner does it: the token from a file, `--every` until Ctrl-C, and both ways out of a mistake."""
     writer_home = tmp_path / "writer"
@@ -183,6 +197,10 @@ async def test_commands_follow_the_writer(spawn: Spawn, mogine: Run, home: Path,
         lambda: run("kb", "pull", MOGINE_KB_SHARE=url, MOGINE_ADMIN_TOKEN=ADMIN_TOKEN)
     )
     assert (code, out, err) == (0, "", ""), "cron has nothing to tell"
+    (writer_home / "docs" / "b.md").write_text("周末营业。\n")
+    assert run(*where, "kb", "ingest", str(writer_home / "docs"))[0] == 0
+    line, code = await asyncio.to_thread(followed, home, url)
+    assert "generation g000002 serves now: 2 documents" in line and code == 130
     code, out, _ = await asyncio.to_thread(lambda: run("kb", "search", "退款", "--json"))
     assert json.loads(out)["results"][0]["source"].endswith("docs/a.md")
     for args, told in (
