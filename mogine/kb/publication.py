@@ -20,8 +20,8 @@ from mogine.errors import StoreError
 from mogine.kb.manifest import MANIFEST_NAME
 
 FORMAT = 1
-# Smaller ones: a changed document costs less to pull, and all of it more requests. At 10,000 passages a changed
-# document of twenty is 29 of 59 MiB with blocks of 1 MiB, 13 with these, 7 with blocks of 16 KiB.
+# Smaller ones: a changed document costs less to pull, and all of it more requests. At 10,000 passages it is
+# 29 of 59 MiB with blocks of 1 MiB, 13 with these, 7 with blocks of 16 KiB.
 BLOCK_BYTES = 128 * 1024
 POINTER_NAME = "current.json"
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
