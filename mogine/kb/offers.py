@@ -90,7 +90,10 @@ class Offers:
         path = self._path / generation.name / OFFER_NAME
         if not path.is_file():
             return None
-        publication = Publication.from_json(path.read_bytes(), str(path))
+        try:
+            publication = Publication.from_json(path.read_bytes(), str(path))
+        except StoreError:
+            return None  # of another mogine, or half written: it is made anew
         own = identity_of((generation.path / MANIFEST_NAME).read_bytes())
         return publication if publication.identity == own else None
 

@@ -316,6 +316,17 @@ def test_database_that_changes_while_it_serves_is_offered_as_it_was(pair: Pair) 
     assert pair.texts() == {"text one", "text two"}
 
 
+@pytest.mark.parametrize("found", ["{", '{"format": 9}', ""])
+def test_offer_of_another_mogine_is_made_anew(pair: Pair, found: str) -> None:
+    pair.take_in("text one")
+    home = pair.writer.folder_of("g000001").parent.parent
+    (home / "offers" / "g000001").mkdir(parents=True)
+    (home / "offers" / "g000001" / "offer.json").write_text(found)
+    pair.publish()
+    pair.pull()
+    assert pair.texts() == {"text one"}
+
+
 def test_offers_go_with_their_generations(pair: Pair) -> None:
     for number in range(8):
         pair.take_in(f"text {number}")
