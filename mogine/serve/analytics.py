@@ -132,7 +132,7 @@ async def show_session(request: web.Request) -> web.Response:
 async def sign_out(request: web.Request) -> web.Response:
     """Ends the session of the cookie, in all browsers that have it."""
     response = json_response({"expires_at": None})
-    request.app[DOORKEEPER].show_out(request, response)
+    await request.app[DOORKEEPER].show_out(request, response)
     return response
 
 
