@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.servers",
     "tests.upstreams.chroma",
     "tests.upstreams.llama",
+    "tests.upstreams.postgres",
     "tests.upstreams.redis",
 ]
 
