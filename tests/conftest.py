@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fronts.nginx",
     "tests.fronts.pm2",
     "tests.servers",
+    "tests.upstreams.chroma",
     "tests.upstreams.llama",
     "tests.upstreams.postgres",
     "tests.upstreams.redis",

@@ -136,9 +136,9 @@ async def test_an_answer_does_without_a_knowledge_base(retriever: Shelf | None) 
 @pytest.mark.parametrize("shelf", [Shelf([hit("一")]), Shelf(error=Unavailable("away"))])
 async def test_a_search_is_timed_also_when_it_fails(shelf: Shelf) -> None:
     ticks = iter((1.0, 1.0146))
-    search = await find(request("问"), shelf, 3, clock=lambda: next(ticks))
+    search = await find(request("问"), shelf, Manner(top_k=3), clock=lambda: next(ticks))
     assert search.took_ms == 15
-    assert (await find(request(" "), shelf, 3)).took_ms is None, "nobody looked"
+    assert (await find(request(" "), shelf, Manner(top_k=3))).took_ms is None, "nobody looked"
 
 
 async def test_passages_that_have_nothing_to_do_with_the_question_are_left_out() -> None:

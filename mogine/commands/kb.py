@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mogine.commands import console, kbcare, kbingest, kbtests
+from mogine.commands import console, kbcare, kbingest, kbshare, kbtests
 from mogine.commands.console import safe, safe_json, safe_line
 from mogine.commands.knowledge import open_kb, print_rows, tests_path
 from mogine.commands.shell import shell_of
@@ -23,7 +23,10 @@ app = typer.Typer(
 )
 
 app.add_typer(kbtests.app, name="test")
-for command in (kbingest.ingest, kbcare.generations, kbcare.rollback, kbcare.verify, kbcare.compact):
+for command in (
+    *(kbingest.ingest, kbcare.generations, kbcare.rollback, kbcare.verify, kbcare.compact),
+    *(kbshare.publish, kbshare.pull),
+):
     app.command()(command)
 
 EXCERPT_CHARS = 240
@@ -183,9 +186,7 @@ def remove(
     settings = shell.existing()
     tests = load_tests(tests_path(shell.home)) if gate is not kbingest.GateMode.OFF else []
     with closing(open_embedder(settings)) as embedder:
-        summary = take_out(
-            sources, Generations(settings.kb_path), embedder, gate=Gate(tuple(tests), gate.value)
-        )
+        summary = take_out(sources, Generations.of(settings), embedder, gate=Gate(tuple(tests), gate.value))
     if as_json:
         told = {
             "generation": summary.generation,

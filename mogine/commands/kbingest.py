@@ -125,7 +125,7 @@ def take_in(order: Order, settings: "Settings", embedder: "Embedder | None" = No
         web = stack.enter_context(closing(_open_web(urls, settings))) if urls else None
         steps = ingest(
             [Path(path).expanduser() for path in order.paths if path not in urls],
-            Generations(settings.kb_path),
+            Generations.of(settings),
             model,
             base=settings.home,
             own=[settings.data_path],

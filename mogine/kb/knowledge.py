@@ -8,13 +8,13 @@ from typing import Literal, get_args
 
 from mogine.errors import RequestError, Unavailable
 from mogine.kb.catalogue import Catalogue
+from mogine.kb.chroma import Collection
 from mogine.kb.embedders import Embedder, NoEmbedder
 from mogine.kb.lexical import LexicalIndex, shares_of_words
 from mogine.kb.manifest import Generation
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
 from mogine.kb.rounded import RoundedVectors
 from mogine.kb.texts import MAX_READERS, Readers
-from mogine.kb.vectors import VectorIndex
 
 Mode = Literal["hybrid", "vector", "keyword"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -62,7 +62,7 @@ class KnowledgeBase:
         self._readers = Readers(generation.path, readers)
         try:
             has_vectors = manifest.dimensions > 0 and embedder.name != NoEmbedder.name
-            self._vectors = VectorIndex(generation.path) if has_vectors else None
+            self._vectors = generation.open_vectors() if has_vectors else None
         except BaseException:
             self._readers.close()
             raise
@@ -75,11 +75,23 @@ class KnowledgeBase:
         """The generation's."""
         return self.generation.name
 
+    @property
+    def problem(self) -> str:
+        """Why the vectors cannot be asked, when a Chroma server has them; "" when they can."""
+        return self._vectors.problem if isinstance(self._vectors, Collection) else ""
+
+    def look_again(self) -> None:
+        """Finds out whether a Chroma server that failed is back. Raises Unavailable when it is not."""
+        if isinstance(self._vectors, Collection):
+            self._vectors.look_again()
+
     def warm(self) -> None:
-        """Pays now what the first search would pay: the index is read from disk."""
+        """Pays now what the first search would pay: the index is read from disk. Raises Unavailable when a
+        Chroma server has it and does not answer; searches by words work all the same.
+        """
+        self._lexical.search("mogine", 1)
         if self._vectors:
             self._vectors.warm(self.generation.manifest.dimensions)
-        self._lexical.search("mogine", 1)
 
     def search(
         self, query: str, top_k: int = 3, mode: Mode = "hybrid", *, is_wanted: Callable[[], bool] = _always
@@ -88,7 +100,7 @@ class KnowledgeBase:
 
         Ends with CancelledError as soon as `is_wanted` says no; it is asked between the steps.
         Without vectors `hybrid` is `keyword`, and `vector` is refused. Raises RequestError, StoreError,
-        and UpstreamError when an embedder elsewhere fails.
+        UpstreamError when an embedder elsewhere fails, Unavailable when a Chroma server does.
         """
         _go_on(is_wanted)
         if mode == "vector" and self._vectors is None:
