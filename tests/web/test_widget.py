@@ -85,7 +85,7 @@ async def test_second_tag_adds_no_second_bubble(browser: Browser, server: PageSe
 
 
 async def test_look_comes_from_the_site_and_the_tag(browser: Browser, server: PageServer) -> None:
-    server.setup = {"title": "客服", "colours": palette("#e60012"), "position": "left"}
+    server.setup = {"titles": {"zh": "客服", "en": "Help"}, "colours": palette("#e60012"), "position": "left"}
     server.lang = "zh-CN"
     async with visit(browser, server, HOST) as v:
         bubble = v.page.get_by_role("button", name="打开对话：客服")
