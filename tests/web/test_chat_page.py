@@ -509,11 +509,10 @@ async def test_two_pages_do_not_disturb_each_other(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_breaks_a_rule_of_accessibility_or_overflows(
-    browser: Browser, server: PageServer, scheme: Any, phone: bool
+    browser: Browser, server: PageServer, phone: bool
 ) -> None:
-    options = {"color_scheme": scheme, "reduced_motion": "reduce", **(PHONE if phone else {})}
+    options = {"reduced_motion": "reduce", **(PHONE if phone else {})}
     assert server.config is not None
     server.config["colours"] = palette("#0b6e75")
     async with visit(browser, server, **options) as v:
@@ -555,12 +554,11 @@ async def test_no_state_breaks_a_rule_of_accessibility_or_overflows(
         assert {state: broken for state, broken in found.items() if broken} == {}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_form_without_javascript_breaks_no_rule_of_accessibility(
-    browser: Browser, server: PageServer, scheme: Any
+    browser: Browser, server: PageServer
 ) -> None:
     # The rules are a script: they look at a page whose own script does not come.
-    async with visit(browser, server, color_scheme=scheme) as v:
+    async with visit(browser, server) as v:
         await v.page.route("**/page.js*", lambda route: route.fulfill(content_type="text/javascript"))
         await v.page.reload()
         await expect(v.page.locator("#plain-question")).to_be_visible()

@@ -4,7 +4,7 @@ import { h } from "../shared/dom.js";
 import { MarkdownView, externalLink, safeAddress } from "../shared/markdown.js";
 import { addressOf, ask } from "./api.js";
 import { questionTable } from "./numbers.js";
-import { badge, card, duration, moment, number, table, yuan } from "./parts.js";
+import { badge, card, defined, duration, moment, number, table, yuan } from "./parts.js";
 import { t } from "./words.js";
 
 const PAGE = 50;
@@ -98,7 +98,7 @@ function turn(row, place, isOpen) {
   const passages = table(
     t.passages,
     [
-      { label: "#", of: (c) => c.number, kind: "number" },
+      { label: "#", of: (c) => c.number },
       { label: t.title, of: (c) => c.title || c.source, show: (title, c) => link(c.url, `${title}${c.heading ? ` › ${c.heading}` : ""}`) },
       { label: t.source, of: (c) => c.source },
       { label: t.score, of: (c) => c.score, kind: "number", show: number },
@@ -121,7 +121,7 @@ function turn(row, place, isOpen) {
     [t.visitor, row.visitor.slice(0, 12) || "–"],
     [t.requestId, row.id],
   ]);
-  const trace = h("details", { class: "trace", open: isOpen }, h("summary", {}, `${t.trace}: ${duration(row.first_token_ms)} · ${yuan(row.cost_cny)}`), h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { dir: "auto" }, value)])), row.citations.length > 0 ? h("h3", {}, t.passages) : null, row.citations.length > 0 ? passages : null);
+  const trace = h("details", { class: "trace", open: isOpen }, h("summary", {}, `${t.trace}: ${duration(row.first_token_ms)} · ${yuan(row.cost_cny)}`), h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, defined(name)), h("dd", { dir: "auto" }, value)])), row.citations.length > 0 ? h("h3", {}, t.passages) : null, row.citations.length > 0 ? passages : null);
   return h("article", {}, h("p", { class: "asked", dir: "auto" }, row.question || t.noText), row.answer ? prose : h("p", { class: "empty" }, row.error_type || t.noText), trace);
 }
 
@@ -152,9 +152,9 @@ export async function gaps(place) {
     sheet.rows = found.gaps.map((/** @type {any} */ gap) => [gap.id, gap.status, gap.question, gap.visitors, gap.asked, gap.weight, gap.last_at, gap.nearest?.source, gap.nearest?.score, gap.reason]);
     box.replaceChildren(
       h("div", { class: "tabs" }, ...Object.entries(t.gapStates).map(([state, label]) => tab(found.counts, state, label))),
-      h("p", { class: "note", role: "status" }, found.looking ? t.looking : ""),
+      h("p", { class: "note", role: "status" }, found.looking && items.length > 0 ? t.looking : ""),
       found.problem ? h("p", { class: "note bad" }, found.problem) : "",
-      items.length > 0 ? h("ul", { class: "gaps" }, ...items) : h("p", { class: "empty card" }, found.looking ? t.looking : t.nothing),
+      items.length > 0 ? h("ul", { class: "gaps" }, ...items) : h("p", { class: "empty card", role: found.looking ? "status" : null }, found.looking ? t.looking : t.nothing),
     );
     if (found.looking) setTimeout(() => void watch(), LOOK_AGAIN_MS);
   };

@@ -34,7 +34,7 @@ function localDay(iso, zone) {
 }
 
 /** @param {any} found @param {string} name */
-function defined(found, name) {
+function meaning(found, name) {
   return t.definitions[name] ?? String(found.definitions?.[name] ?? "");
 }
 
@@ -44,14 +44,14 @@ export async function overview(place) {
   const { totals, previous, series } = found;
   if (totals.questions === 0 && totals.bots === 0) return { nodes: [empty()], sheets: [] };
   const against = (/** @type {string} */ name, /** @type {boolean | null} */ moreIsBetter) => (place.compare ? change(totals[name], previous[name], moreIsBetter) : null);
-  const one = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ value, /** @type {boolean | null} */ better) => tile({ label, value, change: against(name, better), definition: defined(found, name) });
+  const one = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ value, /** @type {boolean | null} */ better) => tile({ label, value, change: against(name, better), definition: meaning(found, name) });
   const tiles = [
     one(t.questions, "questions", number(totals.questions), true),
     one(t.visitors, "visitors", number(totals.visitors), true),
     one(t.answeredShare, "answered_share", percent(totals.answered_share), true),
     one(t.thumbs, "thumbs_up", `${number(totals.thumbs_up)} / ${number(totals.thumbs_down)}`, true),
     one(t.cost, "cost_cny", yuan(totals.cost_cny), null),
-    tile({ label: t.firstToken, value: duration(found.latency.first_token_ms.p50), definition: defined(found, "first_token_ms"), change: place.compare && before ? change(found.latency.first_token_ms.p50, before.latency.first_token_ms.p50, false) : null }),
+    tile({ label: t.firstToken, value: duration(found.latency.first_token_ms.p50), definition: meaning(found, "first_token_ms"), change: place.compare && before ? change(found.latency.first_token_ms.p50, before.latency.first_token_ms.p50, false) : null }),
     one(t.errorShare, "error_share", percent(totals.error_share), false),
     ...(place.bots ? [one(t.crawlers, "bots", number(totals.bots), null)] : []),
   ];
@@ -66,7 +66,7 @@ export async function overview(place) {
   ];
   const sources = [
     { label: t.title, of: (/** @type {any} */ row) => row.title || row.source },
-    { label: t.questions, of: (/** @type {any} */ row) => row.questions, kind: /** @type {const} */ ("number"), show: number },
+    { label: t.hits, of: (/** @type {any} */ row) => row.questions, kind: /** @type {const} */ ("number"), show: number },
     { label: t.score, of: (/** @type {any} */ row) => row.score, kind: /** @type {const} */ ("number"), show: number },
   ];
   return {
@@ -131,10 +131,10 @@ export function questionTable(rows, place) {
   );
 }
 
-/** @param {any[]} rows @param {string} name @param {string} label */
+/** @param {any[]} rows @param {"provider" | "model"} name @param {string} label */
 function costTable(rows, name, label) {
   const columns = [
-    { label, of: (/** @type {any} */ row) => row[name] || t.reasonNone },
+    { label: t[name], of: (/** @type {any} */ row) => row[name] || t.reasonNone },
     { label: t.cost, of: (/** @type {any} */ row) => row.cost_cny, kind: /** @type {const} */ ("number"), show: yuan },
     { label: t.questions, of: (/** @type {any} */ row) => row.questions, kind: /** @type {const} */ ("number"), show: number },
     { label: t.perQuestion, of: (/** @type {any} */ row) => (row.questions ? row.cost_cny / row.questions : null), kind: /** @type {const} */ ("number"), show: yuan },
@@ -150,7 +150,7 @@ export async function cost(place) {
     const share = limit ? value / limit : 0;
     const meter = limit ? h("meter", { min: "0", max: "1", low: "0.8", high: "0.999", optimum: "0.5", value: String(Math.min(1, share)), "aria-label": `${label}: ${percent(share, 0)} ${t.used}` }) : null;
     const note = h("span", { class: share >= 1 ? "bad" : share >= 0.8 ? "warn" : "" }, limit ? `${percent(share, 0)} · ${t.budgetOf(yuan(limit))}` : t.noBudget);
-    const made = tile({ label, value: yuan(value), change: note, definition: defined(found, "cost_cny") });
+    const made = tile({ label, value: yuan(value), change: note, definition: meaning(found, "cost_cny") });
     if (meter) made.append(meter);
     return made;
   };
@@ -160,7 +160,7 @@ export async function cost(place) {
   const model = costTable(found.by_model, "model", t.byModel);
   return {
     nodes: [
-      h("div", { class: "tiles" }, spent(t.spentToday, budget.today_cny, budget.daily_budget_cny), spent(t.spentMonth, budget.month_cny, budget.monthly_budget_cny), tile({ label: t.forecast, value: yuan(budget.forecast_month_cny), change: over ? h("span", { class: "bad" }, `▲ ${t.budgetOf(yuan(budget.monthly_budget_cny))}`) : null }), tile({ label: t.cost, value: yuan(found.totals.cost_cny), change: place.compare ? change(found.totals.cost_cny, found.previous.cost_cny, null) : null, definition: defined(found, "cost_cny") })),
+      h("div", { class: "tiles" }, spent(t.spentToday, budget.today_cny, budget.daily_budget_cny), spent(t.spentMonth, budget.month_cny, budget.monthly_budget_cny), tile({ label: t.forecast, value: yuan(budget.forecast_month_cny), change: over ? h("span", { class: "bad" }, `▲ ${t.budgetOf(yuan(budget.monthly_budget_cny))}`) : null }), tile({ label: t.cost, value: yuan(found.totals.cost_cny), change: place.compare ? change(found.totals.cost_cny, found.previous.cost_cny, null) : null, definition: meaning(found, "cost_cny") })),
       card(t.costPerDay, chart(t.costPerDay, days, [{ name: t.cost, values: found.series.map((/** @type {any} */ row) => row.cost_cny), format: yuan }])),
       card(t.byProvider, provider.node),
       card(t.byModel, model.node),
@@ -172,7 +172,7 @@ export async function cost(place) {
 /** @param {Place} place @returns {Promise<Screen>} */
 export async function quality(place) {
   const [{ found, before }, system] = await Promise.all([statistics(place), ask("system", {}, { signal: place.signal })]);
-  const wait = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ p) => tile({ label, value: duration(found.latency[name][p]), change: before ? change(found.latency[name][p], before.latency[name][p], false) : null, definition: defined(found, name) });
+  const wait = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ p) => tile({ label, value: duration(found.latency[name][p]), change: before ? change(found.latency[name][p], before.latency[name][p], false) : null, definition: meaning(found, name) });
   const first = t.firstWord;
   const days = found.series.map((/** @type {any} */ row) => row.day);
   const reasons = [

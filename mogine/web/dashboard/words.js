@@ -14,11 +14,34 @@ const EN = {
   statuses: { ok: "ok", error: "error", aborted: "left", refused: "refused" }, ratings: { up: "up", down: "down", any: "any" },
   gapsLead: "What visitors asked and the documents did not answer. Accept a gap by naming the document that shall answer it: this writes a test, and the gap closes by itself when a new generation passes it.",
   gapStates: { todo: "To do", open: "Open", accepted: "Accepted", closed: "Closed", ignored: "Ignored", all: "All" }, asked: "asked", accept: "Accept", ignore: "Ignore", reopen: "Open again", reason: "Reason", expect: "Document that shall answer it", contains: "Words the passage must hold (optional)", nearest: "Nearest passage", evidence: "Test", passed: "passed", notPassed: "not yet passed", rank: "rank", looking: "Looking for new gaps …", signals: { no_passage: "no passage found", declined: "answer declined", thumbs_down: "thumb down", rephrased: "asked again", handoff: "asked for a person" }, lastAsked: "last asked", weight: "weight", showQuestions: "Questions", cancel: "Cancel", save: "Save",
-  searchKb: "Search as the assistant does", documents: "Documents", pieces: "Passages", upload: "Add documents", uploading: "Being taken in; large documents take a minute", uploaded: (n) => `${n} taken in`, remove: "Remove", removeSure: (name) => `Remove "${name}" from the knowledge base?`, hits: "Cited", characters: "Characters", updated: "Updated", generations: "Generations", serves: "serves", rollback: "Go back to this one", rollbackSure: (name) => `Let generation ${name} serve again?`, generation: "Generation", created: "Made", bytes: "Size", found: "Found", took: "took", noDocuments: "There are no documents yet: add some here, or run mogine kb ingest ./docs on the server.", dropHere: "PDF, Word, PowerPoint, Excel, HTML, Markdown, text", kbDown: "The knowledge base does not answer.", damaged: "damaged",
+  searchKb: "Search as the assistant does", documents: "Documents", pieces: "Passages", upload: "Add documents", uploading: "Being taken in; large documents take a minute", uploaded: (n) => `${n} taken in`, remove: "Remove", removeSure: (name) => `Remove "${name}" from the knowledge base?`, hits: "Cited", characters: "Characters", updated: "Updated", generations: "Generations", serves: "serves", rollback: "Go back to this one", rollbackSure: (name) => `Let generation ${name} serve again?`, generation: "Generation", created: "Made", bytes: "Size", found: "Found", took: "Took", noDocuments: "There are no documents yet: add some here, or run mogine kb ingest ./docs on the server.", dropHere: "PDF, Word, PowerPoint, Excel, HTML, Markdown, text", kbDown: "The knowledge base does not answer.", damaged: "damaged",
   spentToday: "Spent today", spentMonth: "Spent this month", forecast: "This month, at this pace", budgetOf: (x) => `of ${x}`, noBudget: "no budget is set", byProvider: "By provider", byModel: "By model", costPerDay: "Cost per day", perQuestion: "Per question", dailyBudget: "Daily budget", monthlyBudget: "Monthly budget", used: "used",
-  latency: "Waiting time", p50: "half of all", p95: "95 of 100", p99: "99 of 100", wholeAnswer: "Whole answer", errorsPerDay: "Errors and refusals per day", errors: "Errors", refused: "Refused", aborted: "Left", byError: "By reason", breakers: "Vendors", breaker: "Circuit breaker", keys: "Keys", resting: "resting", breakerStates: { closed: "in use", open: "left alone", half_open: "being tried" }, noVendors: "No vendor is set up: answers are quoted passages.", reasonNone: "(none)",
+  latency: "Waiting time", p50: "half of all", p95: "95 of 100", p99: "99 of 100", wholeAnswer: "Whole answer", errorsPerDay: "Errors and refusals per day", errors: "Errors", refused: "Refused", aborted: "Left", byError: "By reason", breakers: "Vendors", breaker: "Circuit breaker", keys: "Keys", resting: "Resting", breakerStates: { closed: "in use", open: "left alone", half_open: "being tried" }, noVendors: "No vendor is set up: answers are quoted passages.", reasonNone: "(none)",
   servers: "Servers", ready: "ready", not_ready: "not ready", unreachable: "not reachable", versions: "Versions", disk: "Disk", free: "free", files: "Files", fileNames: { record: "Record of questions", knowledge: "Knowledge base", spool: "Waiting to be recorded", backups: "Backups", all: "All of data/" }, doctor: "Doctor", doctorHow: "Looks at settings, keys, files, servers, the record, the documents and the disk, as mogine doctor does.", kept: (n) => `Questions are kept for ${n} days`, name: "Name", detail: "Detail", fix: "What helps", look: "Look now",
   definitions: /** @type {Record<string, string>} */ ({}),
+  meanings: {
+    questions: "One for each question of a person, whatever became of it; crawlers are left out.",
+    unanswered: "Questions known not to be answered.",
+    hits: "Questions under whose answer the document was cited; one answer can cite several.",
+    thumbs: "Last thumbs of the questions, up and down.",
+    score: "How near the passage is to the question, from 0 to 1; over several citations the mean.",
+    pieces: "Pieces into which documents are cut; each is found by itself.",
+    characters: "Characters of the document's text.",
+    cost: "In CNY, by the prices of the day; questions without a known price count nothing.",
+    perQuestion: "Cost divided by questions.",
+    tokens: "Sent to the vendor, received from it with its thinking, and the thinking alone, as the vendor counted.",
+    errors: "Questions that failed, at a vendor or here.",
+    refused: "Questions turned away by a limit, a budget or a check.",
+    aborted: "Answers that the visitor left or stopped.",
+    firstWord: "From the question's arrival to the first word sent.",
+    total: "From the question's arrival to the answer's end.",
+    searchTime: "What finding the passages took, before the vendor was asked.",
+    forecast: "What this month has cost so far, carried on to its last day; none in the month's first hours.",
+    keys: "How many keys of this vendor are set.",
+    resting: "Keys that the vendor has refused or slowed down; they are left alone for a while.",
+    took: "How long the server took to say how it is.",
+    bytes: "Room on the disk.",
+  },
 };
 
 /** @type {typeof EN} */
@@ -51,6 +74,29 @@ const ZH = {
     error_share: "出错数 ÷ 提问数。",
     bots: "以自报名称识别的爬虫的提问数，不计入其他数字。",
   },
+  meanings: {
+    questions: "一人一问算一条，无论结果如何；爬虫不计。",
+    unanswered: "已知未得到解答的提问数。",
+    hits: "回答引用了该文档的提问数；一个回答可引用多份文档。",
+    thumbs: "提问最后得到的好评数与差评数。",
+    score: "段落与问题的接近程度，0 到 1；多次引用取平均。",
+    pieces: "文档切分成的片段，检索以片段为单位。",
+    characters: "文档正文的字符数。",
+    cost: "按当日价格计算（元）；没有价格的提问不计。",
+    perQuestion: "费用 ÷ 提问数。",
+    tokens: "发给模型服务的、收到的（含思考）、其中思考的 Token 数，以对方计数为准。",
+    errors: "在模型服务或本站出错的提问数。",
+    refused: "因限流、预算或检查而被拒绝的提问数。",
+    aborted: "访客离开或停止的回答数。",
+    firstWord: "从提问到达至发出第一个字的时间。",
+    total: "从提问到达至回答结束的时间。",
+    searchTime: "询问模型之前检索段落所用的时间。",
+    forecast: "本月至今的花费按同样速度推算到月底；月初几小时不作推算。",
+    keys: "为该模型服务配置的密钥数。",
+    resting: "被对方拒绝或限速、暂时停用的密钥数。",
+    took: "该服务回答自身状态所用的时间。",
+    bytes: "占用的磁盘空间。",
+  },
 };
 
 const wanted = new URLSearchParams(location.search).get("lang");
@@ -59,4 +105,11 @@ const first = languages.find((language) => /^(zh|en)\b/i.test(language)) ?? "en"
 
 /** The words of the browser's language. */
 export const t = /^zh/i.test(first) ? ZH : EN;
+
+const meanings = new Map(Object.entries(t.meanings).map(([name, meaning]) => [t[/** @type {"cost"} */ (name)], meaning]));
+
+/** What a number called `label` means; "" for what needs no words. @param {string} label */
+export function meaningOf(label) {
+  return meanings.get(label) ?? "";
+}
 document.documentElement.lang = /^zh/i.test(first) ? "zh-CN" : "en";
