@@ -490,6 +490,22 @@ async def test_reader_who_scrolls_up_is_left_in_peace(browser: Browser, server: 
         await exchange.done()
 
 
+async def test_print_has_the_whole_conversation_and_nothing_to_press(
+    browser: Browser, server: PageServer
+) -> None:
+    async with visit(browser, server) as v:
+        exchange = await ask(v, server)
+        await exchange.delta("\n\n".join(f"line {n}" for n in range(200)))
+        await exchange.done()
+        await expect(v.page.locator(".prose p")).to_have_count(200)
+        await v.page.emulate_media(media="print")
+        for gone in ("#composer", "#side", ".actions", "#fresh"):
+            await expect(v.page.locator(gone)).to_be_hidden()
+        inside = "(e) => e.getBoundingClientRect().bottom <= document.documentElement.scrollHeight"
+        assert await v.page.locator(".prose p").last.evaluate(inside), "nothing is cut off"
+        assert (await v.page.pdf()).count(b"/Type /Page\n") > 3
+
+
 async def test_without_javascript_the_page_says_what_it_needs(browser: Browser, server: PageServer) -> None:
     async with visit(browser, server, java_script_enabled=False) as v:
         await expect(v.page.locator("#plain label")).to_contain_text("Your question")

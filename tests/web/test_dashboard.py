@@ -351,6 +351,28 @@ async def test_cost_tells_the_budget_and_quality_the_waiting(browser: Browser, h
         await expect(v.page.locator(".tile .value").first).to_have_text(re.compile(r"^(29\d|30\d) ms$"))
 
 
+@pytest.mark.parametrize(
+    ("view", "parts"),
+    [
+        ("overview", ("Questions per day", "When people ask", "Asked most often", "Documents cited most")),
+        ("knowledge", ("Documents", "Generations", "docs/0.md", "g000001")),
+        ("cost", ("monthly_budget_cny", "Cost per day", "By provider", "By model")),
+        ("quality", ("Waiting time", "Errors and refusals per day", "upstream_timeout", "Vendors")),
+        ("system", ("Servers", "analytics", "Disk", "Versions", "aiohttp")),
+    ],
+)
+async def test_export_has_what_is_on_the_screen(
+    browser: Browser, home: Path, view: str, parts: tuple[str, ...]
+) -> None:
+    take_in(home, "Refunds take three days.")
+    rows = [asked(1, status="error", error_type="upstream_timeout")]
+    async with owner(home, rows) as o, o.signed_in(browser, f"view={view}") as v:
+        async with v.page.expect_download() as download:
+            await v.page.get_by_role("button", name="Export").click()
+        text = (await (await download.value).path()).read_text("utf-8-sig")
+        assert [part for part in parts if f'"{part}"' not in text] == []
+
+
 # --- abuse -----------------------------------------------------------------------------------------
 
 

@@ -302,6 +302,27 @@ async def test_person_is_offered_when_nothing_was_found(browser: Browser, server
         assert server.thumbs == [{"request_id": "r1", "session_id": START["session_id"], "handoff": True}]
 
 
+async def test_picture_of_the_handoff_is_shown_where_it_loads(browser: Browser, server: PageServer) -> None:
+    assert server.config is not None
+    server.config["handoff"] = {"text": "", "contacts": [], "picture": "api/chat/handoff.picture"}
+    drawn = '<svg xmlns="http://www.w3.org/2000/svg" width="80" height="80"/>'
+    async with visit(browser, server, HOST) as v:
+        v.expected = ("404",)
+        await v.page.route(
+            "**/handoff.picture", lambda route: route.fulfill(body=drawn, content_type="image/svg+xml")
+        )
+        await opened(v)
+        await answered(await ask(v, server), "I do not know.", "no")
+        card = v.page.get_by_role("complementary", name="Talk to a person")
+        await card.scroll_into_view_if_needed()
+        await expect(card.get_by_role("img")).to_have_js_property("naturalWidth", 80)
+        await v.page.unroute("**/handoff.picture")
+        await v.page.reload()
+        await expect(card).to_be_visible()
+        await card.scroll_into_view_if_needed()
+        await expect(card.get_by_role("img")).to_have_count(0)
+
+
 # --- keys, phones, readers -------------------------------------------------------------------------
 
 

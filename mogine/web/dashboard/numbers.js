@@ -78,11 +78,17 @@ export async function overview(place) {
     ],
     sheets: [
       totalsSheet(found),
-      { title: t.perDay, columns: Object.keys(series[0] ?? {}), rows: series.map((/** @type {any} */ row) => Object.values(row)) },
+      seriesSheet(t.perDay, series),
+      { title: t.when, columns: [t.weekday, ...found.hour_weekday[0].map((/** @type {number} */ _, /** @type {number} */ hour) => `${hour}:00`)], rows: found.hour_weekday.map((/** @type {number[]} */ counts, /** @type {number} */ day) => [t.weekdays[day], ...counts]) },
       { title: t.topQuestions, columns: questions.map((c) => c.label), rows: found.top_questions.map((/** @type {any} */ row) => questions.map((c) => c.of(row))) },
       { title: t.topSources, columns: ["source", ...sources.map((c) => c.label)], rows: found.top_sources.map((/** @type {any} */ row) => [row.source, ...sources.map((c) => c.of(row))]) },
     ],
   };
+}
+
+/** @param {string} title @param {any[]} series everything of each day @returns {Sheet} */
+function seriesSheet(title, series) {
+  return { title, columns: Object.keys(series[0] ?? {}), rows: series.map((row) => Object.values(row)) };
 }
 
 /** @param {any} found @returns {Sheet} */
@@ -165,7 +171,13 @@ export async function cost(place) {
       card(t.byProvider, provider.node),
       card(t.byModel, model.node),
     ],
-    sheets: [totalsSheet(found), provider.sheet, model.sheet],
+    sheets: [
+      { title: t.views.cost, columns: Object.keys(budget), rows: [Object.values(budget)] },
+      totalsSheet(found),
+      seriesSheet(t.costPerDay, found.series),
+      provider.sheet,
+      model.sheet,
+    ],
   };
 }
 
@@ -203,7 +215,13 @@ export async function quality(place) {
       ])),
       h("div", { class: "columns even" }, card(t.byError, table(t.byError, reasons, found.by_error, { bars: 1 })), card(t.breakers, breakers)),
     ],
-    sheets: [totalsSheet(found), { title: t.byError, columns: reasons.map((c) => c.label), rows: found.by_error.map((/** @type {any} */ row) => reasons.map((c) => c.of(row))) }],
+    sheets: [
+      totalsSheet(found),
+      { title: t.latency, columns: ["ms", t.p50, t.p95, t.p99], rows: [[first, "first_token_ms"], [t.wholeAnswer, "duration_ms"]].map(([label, name]) => [label, ...["p50", "p95", "p99"].map((p) => found.latency[name][p])]) },
+      seriesSheet(t.errorsPerDay, found.series),
+      { title: t.byError, columns: reasons.map((c) => c.label), rows: found.by_error.map((/** @type {any} */ row) => reasons.map((c) => c.of(row))) },
+      { title: t.breakers, columns: [t.provider, t.breaker, t.keys, t.resting], rows: vendors.map((row) => [row.name, row.breaker, row.keys, row.keys_resting]) },
+    ],
   };
 }
 
@@ -211,6 +229,7 @@ export async function quality(place) {
 export async function system(place) {
   const found = await ask("system", {}, { signal: place.signal });
   const tone = { ready: "good", not_ready: "warn", unreachable: "bad" };
+  const rows = Object.entries(found.servers).map(([name, of]) => ({ name, .../** @type {any} */ (of) }));
   const servers = table(
     t.servers,
     [
@@ -219,24 +238,25 @@ export async function system(place) {
       { label: t.detail, of: (row) => Object.values(row.problems).join("; ") || "–" },
       { label: t.took, of: (row) => row.took_ms, kind: "number", show: duration },
     ],
-    Object.entries(found.servers).map(([name, of]) => ({ name, .../** @type {any} */ (of) })),
+    rows,
   );
   const pairs = (/** @type {string} */ title, /** @type {[string, string][]} */ rows) => table(title, [{ label: t.name, of: (row) => row[0] }, { label: t.detail, of: (row) => row[1] }], rows);
   const files = Object.entries(found.files).map(([name, bytes]) => /** @type {[string, string]} */ ([t.fileNames[/** @type {"all"} */ (name)] ?? name, size(Number(bytes))]));
   const versions = /** @type {[string, string][]} */ (Object.entries(found.versions));
+  const looked = { title: t.doctor, columns: [t.name, t.status, t.detail, t.fix], rows: /** @type {unknown[][]} */ ([]) };
   const used = 1 - found.disk.free_bytes / found.disk.total_bytes;
   return {
     nodes: [
       card(t.servers, servers),
-      h("div", { class: "columns even" }, card(t.versions, pairs(t.versions, versions)), card(t.disk, h("p", { class: used > 0.9 ? "bad" : "" }, `${size(found.disk.free_bytes)} ${t.free} (${percent(1 - used, 0)})`), h("meter", { min: "0", max: "1", high: "0.9", optimum: "0.3", value: String(used), "aria-label": t.disk }), pairs(t.files, files), h("p", { class: "note" }, t.kept(found.retention_days)))),
-      doctor(place),
+      h("div", { class: "columns even" }, card(t.versions, pairs(t.versions, versions)), card(t.disk, h("p", { class: used > 0.9 ? "bad" : "" }, `${size(found.disk.free_bytes)} ${t.free} (${percent(1 - used, 0)})`), h("meter", { min: "0", max: "1", high: "0.9", optimum: "0.3", value: String(used), "aria-label": t.disk }), pairs(t.files, files), h("p", { class: "note" }, found.newest_backup_at ? t.newestBackup(moment(found.newest_backup_at, place.zone)) : t.noBackup), h("p", { class: "note" }, t.kept(found.retention_days)))),
+      doctor(place, looked),
     ],
-    sheets: [{ title: t.versions, columns: [t.name, t.detail], rows: versions }, { title: t.files, columns: [t.name, "bytes"], rows: Object.entries(found.files) }],
+    sheets: [looked, { title: t.servers, columns: [t.name, t.status, t.detail, "ms"], rows: rows.map((row) => [row.name, row.status, Object.values(row.problems).join("; "), row.took_ms]) }, { title: t.disk, columns: Object.keys(found.disk), rows: [Object.values(found.disk)] }, { title: t.versions, columns: [t.name, t.detail], rows: versions }, { title: t.files, columns: [t.name, "bytes"], rows: Object.entries(found.files) }],
   };
 }
 
-/** What `mogine doctor` says, looked up when it is asked for. @param {Place} place */
-function doctor(place) {
+/** What `mogine doctor` says, looked up when it is asked for. @param {Place} place @param {Sheet} sheet gets it too */
+function doctor(place, sheet) {
   const tone = { ok: "good", warning: "warn", error: "bad" };
   const columns = [
     { label: t.name, of: (/** @type {any} */ line) => line.name },
@@ -251,6 +271,7 @@ function doctor(place) {
       const found = await ask("doctor", {}, { json: {}, signal: place.signal });
       const order = ["error", "warning", "ok"];
       found.lines.sort((/** @type {any} */ a, /** @type {any} */ b) => order.indexOf(a.status) - order.indexOf(b.status));
+      sheet.rows = found.lines.map((/** @type {any} */ line) => columns.map((c) => c.of(line)));
       box.replaceChildren(table(t.doctor, columns, found.lines));
     } catch (problem) {
       box.replaceChildren(h("p", { class: "bad" }, /** @type {Error} */ (problem).message));
