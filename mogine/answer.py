@@ -86,7 +86,15 @@ class Declined:
     """The model has said that the documents do not hold the answer."""
 
 
-AnswerEvent = ChatEvent | Answering | Declined
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """`provider` gave no answer, for the `reason` of its error; the next one is asked."""
+
+    provider: str
+    reason: str
+
+
+AnswerEvent = ChatEvent | Answering | Declined | PassedOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,9 @@ async def answer(
             if begun:
                 raise
             log.warning("provider %s gave no answer (%s)", provider.name, error.reason)
+            passed_over = PassedOver(provider.name, error.reason)
             first_error = first_error or error
+        yield passed_over
     raise first_error or UpstreamError("API proxy error: there is no provider to answer")
 
 

@@ -18,6 +18,10 @@ from mogine.errors import SettingsError
 
 VENDOR_PREFIXES = ("DOUBAO_", "DASHSCOPE_", "OPENAI_")
 VENDOR_SECTIONS = ("doubao", "dashscope", "openai")
+SAMPLERS = (
+    *("always_on", "always_off", "traceidratio"),
+    *("parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"),
+)
 PROVIDER_NAMES = ("doubao", "dashscope", "openai", "extract")
 MAX_ENV_BYTES = 1024 * 1024
 
@@ -135,6 +139,12 @@ def _rate(value: str) -> RateLimit:
     if not match or int(match[1]) < 1:
         raise ValueError("expected a rate such as 20/minute (second, minute, hour or day)")
     return RateLimit(int(match[1]), {"second": 1, "minute": 60, "hour": 3600, "day": 86400}[match[2]])
+
+
+def _share(value: str) -> float:
+    if not re.fullmatch(r"[01](\.[0-9]{1,9})?", value) or float(value) > 1:
+        raise ValueError("expected a share from 0 to 1 such as 0.1")
+    return float(value)
 
 
 def _rates(value: str) -> tuple[RateLimit, ...]:
@@ -428,6 +438,57 @@ class AnalyticsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OtelSettings:
+    """Traces for OpenTelemetry (docs/tracing.md); nothing is sent while no address is set."""
+
+    endpoint: str = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        _address,
+        "Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is added to it",
+    )
+    traces_endpoint: str = _setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", _address, "The same, taken as it is; wins over the other"
+    )
+    headers: str = _setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "",
+        _text,
+        "Headers for that address, as name=value, comma separated; a space is written %20",
+        secret=True,
+    )
+    service_name: str = _setting(
+        "OTEL_SERVICE_NAME",
+        "",
+        _text,
+        "What the servers are called there; empty: mogine-proxy, mogine-kb and mogine-analytics",
+    )
+    sampler: str = _setting(
+        "OTEL_TRACES_SAMPLER",
+        "parentbased_always_on",
+        _one_of(*SAMPLERS),
+        "Which requests are traced; parentbased: as a caller's traceparent says, if it sends one",
+    )
+    sampler_share: float = _setting(
+        "OTEL_TRACES_SAMPLER_ARG", 1.0, _share, "The share that traceidratio takes, from 0 to 1"
+    )
+    is_disabled: bool = _setting("OTEL_SDK_DISABLED", False, _flag, "Send nothing, whatever else is set")
+    content: bool = _setting(
+        "MOGINE_OTEL_CONTENT",
+        False,
+        _flag,
+        "Put questions and answers into traces, masked and kept out as in the record",
+    )
+
+    @property
+    def target(self) -> str:
+        """The address that spans are sent to; "": none are made."""
+        if self.is_disabled:
+            return ""
+        return self.traces_endpoint or (self.endpoint and f"{self.endpoint}/v1/traces")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of one home; `sources` tells for each variable where its value came from."""
 
@@ -447,6 +508,7 @@ class Settings:
     kb: KnowledgeSettings = KnowledgeSettings()
     analytics: AnalyticsSettings = AnalyticsSettings()
     access: AccessSettings = AccessSettings()
+    otel: OtelSettings = OtelSettings()
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
 
@@ -532,9 +594,7 @@ def load_settings(environ: Mapping[str, str], home: Path) -> Settings:
     for name in file_values:
         if name not in known and name.startswith(("MOGINE_", *VENDOR_PREFIXES)):
             problems.append(f"{name} in {home / '.env'} is no setting{_nearest(name, known)}")
-    for name in environ:
-        if name.startswith("MOGINE_") and name != "MOGINE_HOME" and name not in known:
-            warnings.append(f"{name} in the environment is no setting{_nearest(name, known)}")
+    warnings += _without_effect(environ, file_values, known, home / ".env")
     sources: dict[str, str] = {}
     values: dict[str, dict[str, Any]] = {}
     for variable in known.values():
@@ -575,6 +635,18 @@ def with_fresh_vendors(settings: Settings) -> Settings:
         }
         sections[name] = replace(new, **kept)
     return replace(settings, **sections)
+
+
+def _without_effect(
+    environ: Mapping[str, str], file_values: Mapping[str, str], known: Mapping[str, Any], path: Path
+) -> Iterator[str]:
+    """What is set and says nothing to us; OpenTelemetry's own library reads more names, and no file."""
+    for name in file_values:
+        if name.startswith("OTEL_") and name not in known:
+            yield f"{name} is not read from {path}: set it in the process environment"
+    for name in environ:
+        if name.startswith("MOGINE_") and name != "MOGINE_HOME" and name not in known:
+            yield f"{name} in the environment is no setting{_nearest(name, known)}"
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

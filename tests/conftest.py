@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without any of our settings, plus `extra`."""
-    ours = ("MOGINE_", "DOUBAO_", "DASHSCOPE_", "OPENAI_")
+    ours = ("MOGINE_", "DOUBAO_", "DASHSCOPE_", "OPENAI_", "OTEL_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "120", **(extra or {})}
 

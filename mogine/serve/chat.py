@@ -206,7 +206,8 @@ async def _begin(
     seen.session, history = session or await desk.open_session(question.session_id, bucket)
     limits = desk.settings.proxy
     seen.request = _request(providers[0], history, question.text, limits, trace_of(request.headers))
-    return answer(seen.request, providers, desk.knowledge, desk.manner())
+    asked = providers if seen.trace is None else seen.trace.providers(providers)
+    return answer(seen.request, asked, desk.retriever(seen), desk.manner())
 
 
 def _remember(desk: Desk, bucket: str, question: Question, seen: Observation) -> None:

@@ -16,7 +16,7 @@ from mogine.analytics.recorder import Recorder, open_recorder
 from mogine.analytics.records import Kind
 from mogine.analytics.spending import Spending
 from mogine.analytics.store import AnalyticsStore
-from mogine.answer import Manner
+from mogine.answer import Manner, Retriever
 from mogine.chat import ChatMessage, Provider
 from mogine.errors import (
     ErrorEnvelope,
@@ -34,6 +34,7 @@ from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Deadlines, Limits, Place
+from mogine.serve.middlewares import TRACING
 from mogine.serve.observe import SURE_SCORE, SURE_SCORE_BY_WORDS, Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
@@ -46,6 +47,7 @@ from mogine.settings import PROVIDER_NAMES, Settings
 
 if TYPE_CHECKING:
     from mogine.serve.fleet import Fleet
+    from mogine.serve.telemetry import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Desk:
     shared: Admission | None
     parent: Remote | None
     fleet: "Fleet | None"
+    tracing: "Tracing | None"
     buckets: Buckets
     deadlines: Deadlines
 
@@ -155,7 +158,12 @@ class Desk:
             question,
             bot=bot,
             sure_score=SURE_SCORE_BY_WORDS if by_words else SURE_SCORE,
+            trace=None if self.tracing is None else self.tracing.question(request, self.providers.settings),
         )
+
+    def retriever(self, seen: Observation) -> Retriever:
+        """Who searches for a question."""
+        return self.knowledge if seen.trace is None else seen.trace.retriever(self.knowledge)
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""
@@ -207,6 +215,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             remote if fleet is None else fleet,
             remote,
             fleet,
+            app.get(TRACING),
             Buckets(settings.access.trusted_proxies),
             Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -31,6 +31,9 @@ from mogine.serve.metrics import Meters
 from mogine.serve.requests import Request, ShortRequest
 from mogine.serve.traces import trace_id, trace_of
 
+if TYPE_CHECKING:
+    from mogine.serve.telemetry import Tracing
+
 log = logging.getLogger(__name__)
 
 CORS_METHODS = "GET, POST, DELETE, OPTIONS"
@@ -45,6 +48,7 @@ DEFAULT_RETRY_AFTER_S = 5
 IDS_AT_ONCE = 64
 PATIENCE_S = 60.0  # who has to wait longer had better tell a person than ask again
 OPENAI_PATHS = "/v1/"
+TRACING: web.AppKey["Tracing"] = web.AppKey("TRACING")  # only where spans are made
 
 
 class RequestIds:
@@ -75,6 +79,7 @@ class Frame:
         self._gate = gate
         self._meters = meters
         self._ids = RequestIds()
+        self.tracing: Tracing | None = None
 
     def middleware(self, levels: Mapping[object, Access]) -> Middleware:
         """For requests that aiohttp has read; `levels` maps each route's handler to who may call it."""
@@ -99,6 +104,7 @@ class Frame:
         request_id = request[REQUEST_ID] = self._ids.new()
         request[NOTE] = ""
         started = time.perf_counter()
+        span = None if self.tracing is None else self.tracing.begin(request, route)
         status, reason = 499, ""
         try:
             response = self._admit(request, level) or await handler(request)
@@ -122,14 +128,17 @@ class Frame:
         finally:
             duration_ms = (time.perf_counter() - started) * 1000
             self._meters.request(request.method, route, status)
+            reason = reason or request[NOTE]
             trace = trace_of(request.headers)
+            if span is not None:
+                trace = span.end(status, reason)
             self._lines.note(
                 request.method,
                 request.path,
                 status,
                 duration_ms,
                 request_id,
-                reason or request[NOTE],
+                reason,
                 trace_id(trace) if trace else "",
             )
 
