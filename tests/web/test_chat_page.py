@@ -21,7 +21,7 @@ CITATIONS = {
             "source": "returns.md",
             "heading": "七天无理由",
             "url": "https://shop.example/returns",
-            "excerpt": "自签收次日起七日内可退货。",
+            "excerpt": "自签收次日起七日内可退货。\n\n| 情形 | 运费 |\n|---|---|\n| 质量问题 | 0 元 |",
             "score": 0.9,
         },
         {
@@ -110,7 +110,8 @@ async def test_citation_in_the_text_opens_its_passage(browser: Browser, server: 
         await expect(v.page.locator(".prose a.cite")).to_have_text(["1", "2"])
         await v.page.locator(".prose a.cite").first.click()
         await expect(sources.first).to_have_attribute("open", "")
-        await expect(sources.first.locator("blockquote")).to_be_visible()
+        await expect(sources.first.locator("blockquote p")).to_be_visible()
+        await expect(sources.first.locator("blockquote td")).to_have_text(["质量问题", "0 元"])
         await expect(sources.first.locator("a")).to_have_attribute("href", "https://shop.example/returns")
         await v.page.locator(".prose a.cite").nth(1).click()
         await expect(sources.nth(1).locator("blockquote")).to_have_text("<img src=x onerror=alert(1)>")

@@ -324,7 +324,7 @@ async def test_gap_is_accepted_ignored_and_opened_again(browser: Browser, home: 
     async with owner(home, rows) as o, o.signed_in(browser, "view=gaps") as v:
         gap = v.page.locator(".gap")
         await expect(gap).to_have_count(1, timeout=20_000)
-        await expect(gap).to_contain_text("3 asked")
+        await expect(gap).to_contain_text("3 visitors · asked 3 times")
         await gap.get_by_role("button", name="Ignore").click()
         await gap.get_by_label("Reason").fill("we do not")
         await gap.get_by_role("button", name="Save").click()
@@ -423,7 +423,7 @@ async def test_no_screen_breaks_a_rule_of_accessibility_or_overflows(
         asked(n, session=f"s{n}", status="error" if n % 3 == 0 else "ok", feedback="up" if n % 2 else "")
         for n in range(9)
     ]
-    options = {
+    options: dict[str, Any] = {
         "viewport": {"width": width, "height": 800},
         "reduced_motion": "reduce",
     }

@@ -229,7 +229,7 @@ function gapItem(gap, place, renew) {
     "li",
     { class: "card gap" },
     h("h2", { dir: "auto" }, gap.question),
-    h("p", { class: "facts" }, badge(t.gapStates[/** @type {"open"} */ (gap.status)], tone[/** @type {"open"} */ (gap.status)]), ` ${number(gap.visitors)} ${t.visitors} · ${number(gap.asked)} ${t.asked} · ${t.lastAsked} ${moment(gap.last_at, place.zone)} `, ...signals),
+    h("p", { class: "facts" }, badge(t.gapStates[/** @type {"open"} */ (gap.status)], tone[/** @type {"open"} */ (gap.status)]), ` ${t.askedBy(number(gap.visitors), number(gap.asked))} · ${t.lastAsked} ${moment(gap.last_at, place.zone)} `, ...signals),
     near,
     gap.test ? h("p", { dir: "auto" }, `${t.expect}: ${gap.test.expect ?? ""}`) : null,
     proof,
