@@ -58,7 +58,7 @@ class Siblings:
         self, asked: Mapping[str, Any]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         line = orjson.dumps(asked) + b"\n"
-        for path in sorted(set(self._own.parent.iterdir()) - {self._own}):
+        for path in sorted(set(self._own.parent.glob("*")) - {self._own}):
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     found = await _asked(path, line)

@@ -136,6 +136,10 @@ async def test_a_worker_that_is_dead_or_does_not_reply_is_passed_over(
         assert await here.read("x", "me", SESSION, 0) is None, "it is over"
 
 
+async def test_a_folder_that_somebody_has_tidied_away_is_nobody_there(folder: Path) -> None:
+    assert await Siblings(folder / "gone" / "1").read("x", "me", SESSION, 0) is None
+
+
 async def test_frames_end_early_when_the_worker_that_gives_them_dies(folder: Path) -> None:
     def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(siblings.HERE + LENGTH.pack(3) + b"one" + LENGTH.pack(3) + b"t")
