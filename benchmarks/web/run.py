@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, Request, async_playwright
 
 from benchmarks.analytics.rows import rows, sentences
 from benchmarks.startup import machine
@@ -117,21 +117,19 @@ class Traffic:
     """What a page has loaded from the proxy: how many requests, how many bytes as they came."""
 
     def __init__(self, page: Page, origin: str) -> None:
-        self.sizes: list[int] = []
-        self.foreign: list[str] = []
+        self._requests: list[Request] = []
         self._origin = origin
-        self._allowed = ("data:", "blob:")
-        page.on("requestfinished", self._finished)
+        self._allowed = ("data:", "blob:", origin)
+        page.on("requestfinished", lambda request: self._requests.append(request))
 
-    async def _finished(self, request: Any) -> None:
-        if request.url.startswith(self._origin):
-            sizes = await request.sizes()
-            self.sizes.append(sizes["responseBodySize"])
-        elif not request.url.startswith(self._allowed):
-            self.foreign.append(request.url)
+    @property
+    def foreign(self) -> list[str]:
+        """Addresses elsewhere."""
+        return [one.url for one in self._requests if not one.url.startswith(self._allowed)]
 
-    def told(self) -> dict[str, int]:
-        return {"requests": len(self.sizes), "bytes": sum(self.sizes)}
+    async def told(self) -> dict[str, int]:
+        sizes = [await one.sizes() for one in self._requests if one.url.startswith(self._origin)]
+        return {"requests": len(sizes), "bytes": sum(size["responseBodySize"] for size in sizes)}
 
 
 async def widget(browser: Browser, home: Path) -> dict[str, Any]:
@@ -164,11 +162,12 @@ async def loaded(browser: Browser, address: str, origin: str) -> tuple[dict[str,
     traffic = Traffic(page, origin)
     await page.goto(address)
     await page.wait_for_load_state("networkidle")
-    idle = traffic.told()
-    await page.locator(".bubble").click()
+    idle = await traffic.told()
+    async with page.expect_response("**/api/chat/config*") as last:
+        await page.locator(".bubble").click()
+    await (await last.value).finished()
     await page.locator("#question").wait_for()
-    await page.wait_for_load_state("networkidle")
-    opened = traffic.told()
+    opened = await traffic.told()
     others = [url for url in traffic.foreign if not url.startswith(address)]
     if others:
         raise SystemExit(f"requests to other hosts: {others}")
