@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 
@@ -68,14 +68,29 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+REDIS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "db")
+
+
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+        where = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
+        options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:  # its text may show a part of the password
+        raise ValueError(
+            "the port is no number; a / ? # or @ in the password is written as %2F %3F %23 %40"
+        ) from None
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
-    where = parts.path if scheme == "unix" else parts.hostname
     if scheme not in ("redis", "rediss", "unix") or not where:
         raise ValueError("expected redis://host:6379/0, rediss://... for TLS, or unix:///path/of/socket")
     if scheme != "unix" and not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError("after the host comes the number of a database, such as /0")
+    if parts.fragment or not options.keys() <= set(REDIS_OPTIONS):
+        raise ValueError(
+            f"behind ? it takes {', '.join(REDIS_OPTIONS)}; a ? or # in a password is %3F or %23"
+        )
+    if not "".join(options.get("db", "0")).isdecimal():
+        raise ValueError("db is the number of a database")
     return scheme + value[len(parts.scheme) :]
 
 
@@ -303,7 +318,7 @@ class AccessSettings:
         "MOGINE_REDIS_URL",
         "",
         _redis_url,
-        "Redis or Valkey in which proxies on several machines share limits, such as redis://host:6379/0",
+        "Redis or Valkey in which several machines share limits and budgets, such as redis://host:6379/0",
         secret=True,
     )
     admin_token: str = _setting(

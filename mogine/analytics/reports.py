@@ -23,9 +23,11 @@ from mogine.analytics.rollups import (
     pieces,
 )
 from mogine.analytics.store import AnalyticsStore, Reader, first_seq, translate
-from mogine.errors import RequestError
+from mogine.errors import RequestError, Unavailable
 
 TOP = 20
+RETRY_S = 15
+NOT_SUMMED = "many questions are not summed yet, which a running server does now: ask again in a moment"
 MAX_GROUPS = 100
 QUARTER_S = QUARTER_MS // 1000
 
@@ -144,12 +146,15 @@ def open_numbers(
     store: AnalyticsStore, window: Window, deadline_s: float | None = None
 ) -> Iterator["Numbers"]:
     """The numbers of `window`, and of the one before it, all from one and the same state of the record."""
-    low, high = window.before().since, window.until
+    bounds = map(first_seq, (window.before().since, window.since, window.until))
     with store.reader(deadline_s) as reader:
         try:
-            waits = gather_tail(reader.connection, first_seq(low), first_seq(high))
+            waits = gather_tail(reader.connection, *bounds)
         except sqlite3.Error as error:
-            raise translate(error, "the record") from error
+            translated = translate(error, "the record")
+            if isinstance(translated, Unavailable):
+                translated = Unavailable(NOT_SUMMED, retry_after_s=RETRY_S)
+            raise translated from error
         yield Numbers(reader, waits)
 
 

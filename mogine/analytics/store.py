@@ -36,6 +36,7 @@ BUSY_MS = 100
 # SQLite's own waiting looks ever more seldom, up to every 100 ms, and misses short rests of who deletes.
 POLL_S = 0.002
 PATIENT_BUSY_MS = 5_000
+EMPTIED_AFTER_S = 0.05  # of writing behind the writers: some hundred pages
 MAX_SEARCH_CHARS = 100
 MAX_TEXT_CHARS = 128 * 1024
 MAX_WORD_CHARS = 512
@@ -205,6 +206,8 @@ class AnalyticsStore:
         self._durable = True
         self._version = 0
         self.visits = 0
+        self.held_s = 0.0  # how long our last transaction has kept others from writing
+        self._unmoved_s = 0.0
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -353,16 +356,27 @@ class AnalyticsStore:
             try:
                 if durable is not self._durable:
                     writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                    # Who works behind the writers empties the journal too, before one of them has to.
-                    writer.execute(f"PRAGMA wal_autocheckpoint = {1000 if durable else 500}")
+                    writer.execute(f"PRAGMA wal_autocheckpoint = {1000 if durable else 0}")
                     self._durable = durable
                 _begin(writer, busy_ms)
                 self._note_visit(writer, durable)
+                began = time.monotonic()
                 yield writer
                 writer.execute("COMMIT")
+                self.held_s = time.monotonic() - began
+                if not durable:
+                    self._empty_journal(writer)
             except BaseException:
                 self._drop_writer()  # closing rolls back
                 raise
+
+    def _empty_journal(self, writer: sqlite3.Connection) -> None:
+        """Who works behind the writers empties the journal, before one of them has to. That keeps nobody out,
+        so it is no part of what a transaction takes."""
+        self._unmoved_s += self.held_s
+        if self._unmoved_s > EMPTIED_AFTER_S:
+            self._unmoved_s = 0.0
+            writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _note_visit(self, writer: sqlite3.Connection, durable: bool) -> None:
         """Counts in `visits` transactions of other processes (as one, however many) and our durable ones."""

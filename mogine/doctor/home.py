@@ -21,6 +21,7 @@ from mogine.analytics.checks import check as look_at_record
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore, size_bytes
+from mogine.doctor import machines
 from mogine.doctor.line import Line, error, ok, warning
 from mogine.errors import MogineError
 from mogine.kb.embedders import open_embedder
@@ -179,6 +180,7 @@ def _server(s: Settings, name: str) -> Iterator[Line]:
     else:
         yield ok(label, f"answers at {url}")
     yield from _breakers(answer)
+    yield from _shared(answer)
     strangers = [a for a in ports.listening_addresses(port) if not _is_loopback(a)]
     if strangers:
         yield warning(
@@ -219,6 +221,20 @@ def _breakers(answer: httpx.Response) -> Iterator[Line]:
                 "none of its keys is taken at present",
                 f"`mogine keys test {name}` tells why; `mogine keys rotate {name}` puts a new one in place",
             )
+
+
+def _shared(answer: httpx.Response) -> Iterator[Line]:
+    """Limits that are not shared though they should be."""
+    try:
+        state = answer.json().get("redis", "ok")
+    except ValueError:
+        return
+    if state != "ok":
+        yield warning(
+            "limits",
+            f"are not shared with other machines: to the proxy Redis is {state}",
+            "its log says why; it tries again every second",
+        )
 
 
 def _is_loopback(address: str) -> bool:
@@ -395,6 +411,11 @@ def _ago(age: timedelta) -> str:
     return f"{age.seconds // 3600} h ago" if age.seconds >= 3600 else "within the last hour"
 
 
+def redis(house: House) -> Iterator[Line]:
+    """What counts for all machines."""
+    yield from machines.redis(house.settings)
+
+
 def disk(house: House) -> Iterator[Line]:
     """There is room for what comes."""
     folder = next(p for p in (house.settings.data_path, *house.settings.data_path.parents) if p.exists())
@@ -445,7 +466,7 @@ def descriptors(house: House) -> Iterator[Line]:
 
 CHECKS: tuple[Check, ...] = (
     *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, disk, backups),
-    descriptors,
+    *(descriptors, redis),
 )
 
 

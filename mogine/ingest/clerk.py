@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mogine.errors
+from mogine.children import import_path
 from mogine.errors import MogineError, SettingsError, StoreError
 from mogine.ingest.find import read
 from mogine.ingest.pipeline import Gate, take_out, take_uploads
 from mogine.ingest.readahead import Item
-from mogine.ingest.worker import import_path
 from mogine.kb.embedders import open_embedder
 from mogine.kb.gate import TESTS_NAME, load_tests
 from mogine.kb.generations import Generations

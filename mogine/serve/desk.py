@@ -28,7 +28,7 @@ from mogine.errors import (
 )
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
-from mogine.serve.access import Buckets, home_id
+from mogine.serve.access import Buckets, home_id, without_redis
 from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
@@ -198,7 +198,7 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
-        open_fleet(settings, remote) as fleet,
+        open_fleet(settings, remote, budget, providers) as fleet,
         budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
@@ -231,7 +231,9 @@ def renew_prices(prices: Prices, site: SiteFile) -> None:
 
 
 @asynccontextmanager
-async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterator[Fleet | None]":
+async def open_fleet(
+    settings: Settings, parent: Remote | None, budget: Budget, roster: Roster
+) -> "AsyncIterator[Fleet | None]":
     """All proxies that use the Redis of the settings; None without one.
 
     Raises SettingsError when the package for it is not installed.
@@ -242,12 +244,23 @@ async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterato
     try:
         fleet = importlib.import_module("mogine.serve.fleet")
     except ImportError as error:
-        raise SettingsError(
-            "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
-        ) from error
-    home = home_id(settings.data_path)
-    async with fleet.joined(fleet.Fleet(settings.access.redis_url, settings.access, home, parent)) as joined:
-        yield joined
+        raise without_redis() from error
+    await budget.look_safely()  # what it says now is told to all at once
+    one = fleet.Fleet(
+        settings.access.redis_url,
+        settings.access,
+        _record_of(settings),
+        parent,
+        budget=budget,
+        roster=roster,
+    )
+    async with fleet.joined(one):
+        yield one
+
+
+def _record_of(settings: Settings) -> str:
+    """What tells the record of this process from those of others, whose spending is to be added."""
+    return home_id(settings.data_path)
 
 
 def _took_too_long(settings: Settings) -> UpstreamTimeout:

@@ -48,7 +48,7 @@ async def relay(
     seen = desk.observe(request, bucket, kind, providers[0].name, asked.request.question)
     with recorded(desk.books, seen), desk.limits.open(bucket) as place:
         if desk.shared is not None:
-            await desk.shared.admit(place, bucket)
+            await desk.shared.admit(place, bucket, [provider.name for provider in providers])
         desk.require_budget(providers[0])
         turns = _Turns(desk, bucket, providers, asked, seen)
         if asked.request.stream:

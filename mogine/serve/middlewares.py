@@ -74,10 +74,18 @@ class Frame:
     One function instead of four middlewares keeps the cost of a request low.
     """
 
-    def __init__(self, lines: RequestLog, gate: Gate, meters: Meters) -> None:
+    def __init__(
+        self,
+        lines: RequestLog,
+        gate: Gate,
+        meters: Meters,
+        recognise: Callable[[web.Request], Awaitable[None]],
+    ) -> None:
+        """`recognise` looks for the owner's session before the gate asks for it."""
         self._lines = lines
         self._gate = gate
         self._meters = meters
+        self._recognise = recognise
         self._ids = RequestIds()
         self.tracing: Tracing | None = None
 
@@ -107,6 +115,8 @@ class Frame:
         span = None if self.tracing is None else self.tracing.begin(request, route)
         status, reason = 499, ""
         try:
+            if level is Access.ADMIN and isinstance(request, web.Request):
+                await self._recognise(request)
             response = self._admit(request, level) or await handler(request)
             status = response.status
             return response
