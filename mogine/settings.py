@@ -390,7 +390,13 @@ class ProxySettings:
         "Seconds an answer of the widget goes on when the visitor's page is gone, to be read on the next one",
     )
     shutdown_grace_s: float = _setting(
-        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
+        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 7200), "Seconds running answers get when the server stops"
+    )
+    rolling_restart: bool = _setting(
+        "MOGINE_ROLLING_RESTART",
+        False,
+        _flag,
+        "For one of several proxies behind nginx: on a stop close the port at once, so that another is asked",
     )
     kb_url: str = _setting(
         "MOGINE_KB_URL",

@@ -150,7 +150,7 @@ class Limits:
 
         Raises Unavailable (shutting_down, overloaded) or RateLimited (too_many_streams, rate_limited).
         """
-        if self._state.draining:
+        if self._state.refusing:
             raise Unavailable("the server is stopping; ask again in a moment", reason="shutting_down")
         if len(self._state.running) >= self._access.max_streams:
             raise overloaded()

@@ -25,7 +25,7 @@ from mogine.errors import (
 )
 from mogine.serve.access import Access, Gate
 from mogine.serve.heads import COMMON_HEADERS
-from mogine.serve.keys import NOTE, REQUEST_ID
+from mogine.serve.keys import NOTE, REQUEST_ID, STATE
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import Meters
 from mogine.serve.requests import Request, ShortRequest
@@ -177,6 +177,9 @@ class Frame:
         Set in aiohttp's `on_response_prepare`: a middleware is too late for a stream.
         """
         headers = response.headers
+        if request.app[STATE].draining:
+            headers[hdrs.CONNECTION] = "close"
+            response.force_close()
         headers["X-Request-Id"] = request.get(REQUEST_ID) or self._ids.new()
         for header, value in COMMON_HEADERS.items():
             headers[header] = value
