@@ -94,6 +94,22 @@ def _redis_url(value: str) -> str:
     return scheme + value[len(parts.scheme) :]
 
 
+def _database_url(value: str) -> str:
+    parts = urlsplit(value)
+    shape = "postgresql://user:password@host:5432/database"
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError(f"expected {shape}; empty means SQLite in the data folder")
+    if not re.fullmatch(r"/[^/]+", parts.path) or parts.fragment:
+        raise ValueError(f"expected the name of one database after the host: {shape}")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(
+            f"the port is no number; special signs in a password are written as %40 for @ and so on: {shape}"
+        ) from None
+    return value
+
+
 def _origins(value: str) -> tuple[str, ...]:
     origins = _words(value)
     for origin in origins:
@@ -449,6 +465,14 @@ class AnalyticsSettings:
         "MOGINE_RETENTION_DAYS", 180, _whole(1, 36500), "Rows older than this are deleted by cleanup"
     )
     timezone: str = _setting("MOGINE_TIMEZONE", "Asia/Shanghai", _zone, "What a day is")
+    database_url: str = _setting(
+        "MOGINE_DATABASE_URL",
+        "",
+        _database_url,
+        "PostgreSQL that keeps the record for several machines, such as postgresql://user:password@host/db; "
+        "empty: SQLite in the data folder",
+        secret=True,
+    )
     store_answers: bool = _setting("MOGINE_STORE_ANSWERS", True, _flag, "Keep the text of answers")
     store_questions: str = _setting(
         "MOGINE_STORE_QUESTIONS",

@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fronts.pm2",
     "tests.servers",
     "tests.upstreams.llama",
+    "tests.upstreams.postgres",
     "tests.upstreams.redis",
 ]
 

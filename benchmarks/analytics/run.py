@@ -148,9 +148,9 @@ def repeat(store: AnalyticsStore, copies: int) -> None:
             with store.transaction(durable=False) as db:
                 moved = array("q", (seq - back for seq in array("q", packed)))
                 new = db.execute(
-                    "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (1, ?, ?, ?)",
+                    "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (1, ?, ?, ?) RETURNING id",
                     (low - back, high - back, moved.tobytes()),
-                ).lastrowid
+                ).fetchone()[0]
                 db.execute(
                     "INSERT INTO terms SELECT ?, term, places FROM terms WHERE segment = ?", (new, number)
                 )

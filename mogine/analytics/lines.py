@@ -17,8 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from mogine.analytics.export import BOM, COLUMNS, check_format, heading
-from mogine.analytics.records import Selection
+from mogine.analytics.export import BOM, COLUMNS, check_format, heading, render_records
+from mogine.analytics.records import QueryRecord, Selection
 from mogine.analytics.sqllines import Hand, Piece
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
@@ -59,6 +59,9 @@ def render_rows(
     deadline. Raises RequestError for an unknown format, StoreError.
     """
     check_format(format)
+    if not store.is_file:
+        yield from _by_objects(store, selection, format, bom, deadline_s)
+        return
     if format == "csv":
         yield Piece(((BOM if bom else "") + heading(COLUMNS)).encode(), 0)
     elif format == "json":
@@ -72,6 +75,28 @@ def render_rows(
         yield Piece(data, batch.rows)
     if format == "json":
         yield Piece(b"]\n" if first else b"\n]\n", 0)
+
+
+def _by_objects(
+    store: AnalyticsStore, selection: Selection, format: str, bom: bool, deadline_s: float | None
+) -> Iterator[Piece]:
+    """The same lines by way of objects, for a database that cannot write them."""
+    taken = 0
+
+    def rows() -> Iterator[QueryRecord]:
+        nonlocal taken
+        for record in store.iterate(selection, batch=BATCH, deadline_s=deadline_s):
+            taken += 1
+            yield record
+
+    lines: list[str] = []
+    for line in render_records(rows(), format, bom=bom):
+        lines.append(line)
+        if len(lines) >= BATCH:
+            yield Piece("".join(lines).encode(), taken)
+            lines, taken = [], 0
+    if lines:
+        yield Piece("".join(lines).encode(), taken)
 
 
 def _ahead(

@@ -12,7 +12,8 @@ from mogine.analytics import rollups, search
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
 from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
-from mogine.analytics.store import POLL_S, AnalyticsStore, first_seq, locked_file
+from mogine.analytics.sqlite import POLL_S
+from mogine.analytics.store import AnalyticsStore, first_seq
 from mogine.analytics.tables import state
 from mogine.errors import Locked, MogineError
 
@@ -52,7 +53,7 @@ def index_once(
     with store.reader() as reader:
         if not search.waiting(reader.connection, before):
             return 0
-    with locked_file(store.path.with_name("index.lock"), wait=wait):
+    with store.lock("index", wait=wait):
         purge_index(store, sleep=sleep)
         with store.reader() as reader:
             seqs = search.waiting(reader.connection, before)
@@ -102,7 +103,7 @@ def sum_up(
     high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
     pace = Pace(store, 50, 20, 5_000, sleep)
-    with locked_file(store.path.with_name("sums.lock"), wait=wait):
+    with store.lock("sums", wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
                 done = rollups.sum_up(writer, limit, high)
@@ -212,7 +213,7 @@ def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep 
     Raises Locked while `cleanup` runs.
     """
     rows = 0
-    with locked_file(store.path.with_name("cleanup.lock")):
+    with store.lock("cleanup"):
         store.prepare()
         sum_up(store, before=END_OF_TIME, wait=True, sleep=sleep)
         with store.reader() as reader:

@@ -496,7 +496,10 @@ def cleanup(
         size = _size(done.bytes_estimated)
         typer.echo(f"would delete {done.rows:,} questions older than {days} days (about {size})")
     elif done.rows:
-        typer.echo(f"deleted {done.rows:,} questions older than {days} days, {_size(done.bytes_freed)} freed")
+        freed = f"{_size(done.bytes_freed)} freed"
+        if settings.analytics.database_url and not done.bytes_freed:
+            freed = "their room in PostgreSQL is free for new ones"
+        typer.echo(f"deleted {done.rows:,} questions older than {days} days, {freed}")
         if not done.erased:
             typer.echo(
                 "deleted text stays in the journal until a running reader ends; run again later", err=True
@@ -524,9 +527,9 @@ def _size(count: int) -> str:
 
 
 def _store(settings: Settings) -> "AnalyticsStore":
-    from mogine.analytics.store import AnalyticsStore
+    from mogine.analytics.store import open_store
 
-    return AnalyticsStore(settings.analytics_path)
+    return open_store(settings)
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:

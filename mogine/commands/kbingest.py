@@ -254,7 +254,9 @@ def _tell(summary: "Summary", *, is_dry_run: bool, as_json: bool) -> None:
 
 def _settle_gaps(summary: "Summary", settings: "Settings") -> None:
     """Gaps whose tests pass in the new generation close; those whose tests fail now are open again."""
-    if summary.verdict is None or summary.is_held_back or not settings.analytics_path.exists():
+    if summary.verdict is None or summary.is_held_back:
+        return
+    if not (settings.analytics_path.exists() or settings.analytics.database_url):
         return
     from mogine.gaps.loop import open_gaps
 

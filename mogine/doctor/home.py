@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from mogine import ports
 from mogine.analytics.checks import check as look_at_record
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
-from mogine.analytics.store import AnalyticsStore, size_bytes
+from mogine.analytics.store import AnalyticsStore, open_store
 from mogine.doctor import machines
 from mogine.doctor.line import Line, error, ok, warning
 from mogine.errors import MogineError
@@ -53,7 +52,7 @@ class House:
     @property
     def store(self) -> AnalyticsStore:
         """The record."""
-        return AnalyticsStore(self.settings.analytics_path)
+        return open_store(self.settings)
 
 
 Check = Callable[[House], Iterator[Line]]
@@ -244,20 +243,22 @@ def _is_loopback(address: str) -> bool:
 def database(house: House) -> Iterator[Line]:
     """The record is sound, of this version, and does not lag behind."""
     store = house.store
-    if not store.exists():
-        yield ok("record", "nothing has been asked yet")
-        return
     began = time.perf_counter()
     try:
+        if not store.exists():
+            yield ok("record", f"nothing has been asked yet{'' if store.is_file else '; PostgreSQL answers'}")
+            return
         found = store.summary()
-        with closing(sqlite3.connect(f"{store.path.as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
-            word = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    except (MogineError, sqlite3.Error) as problem:
+        word = store.soundness()
+        size = store.size_bytes() / 1024**2
+    except MogineError as problem:
         yield error(
             "record",
             f"{store.name} cannot be read: {problem}",
             "a server that starts moves a damaged file aside and begins a new one; "
-            "`mogine restore FILE` brings a backup back",
+            "`mogine restore FILE` brings a backup back"
+            if store.is_file
+            else "questions wait in data/spool until the server that MOGINE_DATABASE_URL names takes them",
         )
         return
     if word != "ok":
@@ -265,8 +266,8 @@ def database(house: House) -> Iterator[Line]:
         return
     took_ms = (time.perf_counter() - began) * 1000
     last = f", the last at {found.last_write_at:%Y-%m-%d %H:%M} UTC" if found.last_write_at else ""
-    size = size_bytes(store.path) / 1024**2
-    yield ok("record", f"questions: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
+    where = "" if store.is_file else " in PostgreSQL"
+    yield ok("record", f"questions{where}: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
     waiting = Spool(house.settings.data_path / "spool").count()
     if waiting:
         yield warning(
@@ -284,9 +285,9 @@ def database(house: House) -> Iterator[Line]:
 def cleanup(house: House) -> Iterator[Line]:
     """Nothing is kept longer than it may be."""
     days = house.settings.analytics.retention_days
-    if not house.store.exists():
-        return
     try:
+        if not house.store.exists():
+            return
         late = house.store.count_before(house.now - timedelta(days=days + LATE_CLEANUP_DAYS))
     except MogineError:
         return  # told by `database`

@@ -21,7 +21,7 @@ from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
 from mogine.analytics.sqllines import Piece
-from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
+from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore, open_store
 from mogine.analytics.upkeep import Upkeep
 from mogine.errors import MogineError, RequestError
 from mogine.gaps.loop import open_gaps
@@ -91,7 +91,7 @@ def create_app(settings: Settings) -> web.Application:
         OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
-    app[STORE] = AnalyticsStore(settings.analytics_path)
+    app[STORE] = open_store(settings)
     app[HEALTH] = {}
     app[gaps.GAPS] = open_gaps(settings)
     app[gaps.LOOKOUT] = gaps.Lookout(settings)

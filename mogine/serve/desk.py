@@ -1,6 +1,7 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
 import asyncio
+import hashlib
 import importlib
 import logging
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from aiohttp import hdrs, web
@@ -15,7 +17,7 @@ from aiohttp import hdrs, web
 from mogine.analytics.recorder import Recorder, open_recorder
 from mogine.analytics.records import Kind
 from mogine.analytics.spending import Spending
-from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.store import open_store
 from mogine.answer import Manner, Retriever
 from mogine.chat import ChatMessage, Provider
 from mogine.errors import (
@@ -259,7 +261,12 @@ async def open_fleet(
 
 
 def _record_of(settings: Settings) -> str:
-    """What tells the record of this process from those of others, whose spending is to be added."""
+    """What tells the record of this process from those of others, whose spending is to be added. One that
+    several machines have in PostgreSQL is the same on all of them, whoever they log in as."""
+    if url := settings.analytics.database_url:
+        parts = urlsplit(url)
+        where = f"{parts.hostname}:{parts.port or 5432}{parts.path}"
+        return hashlib.sha256(where.encode()).hexdigest()[:16]
     return home_id(settings.data_path)
 
 
@@ -274,7 +281,7 @@ def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     """The budget of a home, not looked up yet."""
     amounts = Amounts(settings.access.daily_budget_cny, settings.access.monthly_budget_cny)
     longest = timedelta(seconds=settings.proxy.answer_timeout_s + 60)
-    return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
+    return Budget(amounts, timezone, Spending(open_store(settings), longest))
 
 
 def told(request: Request, error: Exception, seen: Observation) -> ErrorEnvelope:

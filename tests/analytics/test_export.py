@@ -21,7 +21,7 @@ from mogine.analytics.records import SIGNALS, QueryRecord, Selection
 from mogine.analytics.store import AnalyticsStore
 from mogine.chat import Citation
 from mogine.errors import RequestError
-from tests.analytics.rows import cite, row
+from tests.analytics.rows import cite, in_a_file, row
 
 HOSTILE = [
     "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1",
@@ -189,6 +189,7 @@ def children() -> set[int]:
     return {int(pid) for task in tasks for pid in task.read_text().split()}
 
 
+@in_a_file
 @pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
 def test_a_second_process_writes_the_same_lines_and_when_it_is_lost_none_is(
     store: AnalyticsStore, format: str
@@ -207,6 +208,7 @@ def test_a_second_process_writes_the_same_lines_and_when_it_is_lost_none_is(
         assert begun + b"".join(p.data for p in pieces) == wanted
 
 
+@in_a_file
 def test_who_stops_taking_lines_ends_the_second_process(store: AnalyticsStore) -> None:
     store.insert([row(timedelta(seconds=n)) for n in range(16_000)], busy_ms=5000)
     before = children()
@@ -216,6 +218,7 @@ def test_who_stops_taking_lines_ends_the_second_process(store: AnalyticsStore) -
     assert children() == before
 
 
+@in_a_file
 def test_an_absent_record_is_an_empty_file(store: AnalyticsStore) -> None:
     assert b"".join(p.data for p in render_rows(store, Selection(), "json")) == b"[]\n"
     with pytest.raises(RequestError):
