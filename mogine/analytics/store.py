@@ -719,7 +719,7 @@ def _found(
 
     # What is in no segment yet is read; it need not be the newest, rows of the spool come late.
     upto = state(connection)["sealed_upto"]
-    found += islice(look("1", after=upto), limit)
+    found += islice(look("1 = 1", after=upto), limit)
     found += islice(look("q.seq IN (SELECT seq FROM unindexed)"), limit)
     for segment, last in search.newest_first(connection, low, high):
         found.sort(reverse=True)
