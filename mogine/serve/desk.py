@@ -169,7 +169,8 @@ class Desk:
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""
-        return Manner.of(self.site.now(), top_k=self.settings.proxy.kb_top_k)
+        proxy = self.settings.proxy
+        return Manner.of(self.site.now(), top_k=proxy.kb_top_k, is_kb_required=proxy.kb_required)
 
     def within(self, place: Place) -> Deadline:
         """The time that one answer may take."""
