@@ -26,6 +26,7 @@ from mogine.commands import (
     migrate,
     serve,
 )
+from mogine.commands.console import safe
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -90,7 +91,7 @@ def main() -> None:
     try:
         app()
     except MogineError as error:
-        typer.secho(f"mogine: {error.message}", fg=typer.colors.RED, err=True)
+        typer.secho(f"mogine: {safe(error.message)}", fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
 
 

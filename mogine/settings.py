@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 
@@ -68,14 +68,29 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+REDIS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "db")
+
+
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+        where = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
+        options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:  # its text may show a part of the password
+        raise ValueError(
+            "the port is no number; a / ? # or @ in the password is written as %2F %3F %23 %40"
+        ) from None
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
-    where = parts.path if scheme == "unix" else parts.hostname
     if scheme not in ("redis", "rediss", "unix") or not where:
         raise ValueError("expected redis://host:6379/0, rediss://... for TLS, or unix:///path/of/socket")
     if scheme != "unix" and not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError("after the host comes the number of a database, such as /0")
+    if parts.fragment or not options.keys() <= set(REDIS_OPTIONS):
+        raise ValueError(
+            f"behind ? it takes {', '.join(REDIS_OPTIONS)}; a ? or # in a password is %3F or %23"
+        )
+    if not "".join(options.get("db", "0")).isdecimal():
+        raise ValueError("db is the number of a database")
     return scheme + value[len(parts.scheme) :]
 
 
@@ -319,7 +334,7 @@ class AccessSettings:
         "MOGINE_REDIS_URL",
         "",
         _redis_url,
-        "Redis or Valkey in which proxies on several machines share limits, such as redis://host:6379/0",
+        "Redis or Valkey in which several machines share limits and budgets, such as redis://host:6379/0",
         secret=True,
     )
     admin_token: str = _setting(
@@ -391,7 +406,13 @@ class ProxySettings:
         "Seconds an answer of the widget goes on when the visitor's page is gone, to be read on the next one",
     )
     shutdown_grace_s: float = _setting(
-        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
+        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 7200), "Seconds running answers get when the server stops"
+    )
+    rolling_restart: bool = _setting(
+        "MOGINE_ROLLING_RESTART",
+        False,
+        _flag,
+        "For one of several proxies behind nginx: on a stop close the port at once, so that another is asked",
     )
     kb_url: str = _setting(
         "MOGINE_KB_URL",
@@ -402,6 +423,12 @@ class ProxySettings:
     kb_top_k: int = _setting("MOGINE_KB_TOP_K", 4, _whole(1, 20), "Passages given to the model")
     kb_timeout_s: float = _setting(
         "MOGINE_KB_TIMEOUT", 3.0, _seconds(0.05, 60), "Seconds the proxy waits for the knowledge base"
+    )
+    kb_required: bool = _setting(
+        "MOGINE_KB_REQUIRED",
+        False,
+        _flag,
+        "true: without its whole knowledge base the assistant says 503 kb_unavailable instead of answering",
     )
 
 
@@ -432,6 +459,29 @@ class KnowledgeSettings:
     )
     max_upload_bytes: int = _setting(
         "MOGINE_MAX_UPLOAD_BYTES", 32 * 1024**2, _bytes(1024, 1024**3), "Largest uploaded document"
+    )
+    chroma_url: str = _setting(
+        "MOGINE_CHROMA_URL",
+        "",
+        _address,
+        "Chroma server that keeps the vectors for several machines, such as http://host:8000; "
+        "empty: a folder of this home",
+    )
+    chroma_token: str = _setting(
+        "MOGINE_CHROMA_TOKEN", "", _text, "Bearer token for what guards the Chroma server", secret=True
+    )
+    chroma_timeout_s: float = _setting(
+        "MOGINE_CHROMA_TIMEOUT",
+        1.0,
+        _seconds(0.05, 60),
+        "Seconds a search waits for the Chroma server before it goes by words alone",
+    )
+    share: str = _setting(
+        "MOGINE_KB_SHARE",
+        "",
+        _text,
+        "Where `kb publish` puts generations and `kb pull` finds them: a folder, or the address of the "
+        "knowledge base server of the machine that writes",
     )
 
 

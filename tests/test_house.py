@@ -96,6 +96,7 @@ def test_every_option_of_a_command_has_help(path: str) -> None:
         *(
             "docs/knowledge-base.md",
             "docs/deploy.md",
+            "deploy/examples/README.md",
             "docs/troubleshooting.md",
             "docs/privacy.md",
             "docs/tracing.md",

@@ -75,10 +75,12 @@ class Reader:
 
 
 class Engine(Protocol):
-    """One database. `name` is what messages call it."""
+    """One database. `name` is what messages call it; `visits` grows when others write, or we do durably;
+    `held_s` is how long our last transaction alone has kept others from writing."""
 
     name: str
     visits: int
+    held_s: float
 
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
         """Makes or upgrades the tables; see AnalyticsStore.prepare."""

@@ -9,113 +9,51 @@ that did it. So a run may be killed at any moment, and the next one goes on wher
 deleted itself is in the list, and does not come back.
 """
 
-import json
 import secrets
 import time
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from datetime import datetime
-from hashlib import blake2b
+from dataclasses import dataclass
 from typing import Any
 
 from mogine.analytics import rollups, unanswered
+from mogine.analytics.compare import Line, compare
 from mogine.analytics.engine import Bound, Connection, Reader
-from mogine.analytics.records import from_epoch_ms, signal_bits
-from mogine.analytics.schema import ROW_COLUMNS, SEQ_BITS
+from mogine.analytics.moved import (
+    GAPS,
+    GAPS_ORDER,
+    LAST_SEQ,
+    MARKED,
+    MOVED_BITS,
+    NO_GAPS,
+    NO_MARK,
+    Bucket,
+    Mark,
+    buckets,
+    by_bucket,
+    changed_marks,
+    digest_gaps,
+    listed,
+)
+from mogine.analytics.records import signal_bits
+from mogine.analytics.schema import ROW_COLUMNS
 from mogine.analytics.store import AnalyticsStore, LastingReader, mark_summed
 from mogine.analytics.tables import LISTED, Listing, set_state, state
 from mogine.analytics.upkeep import END_OF_TIME, GAP_S, sum_up
 from mogine.errors import SettingsError
 
-MOVED_BITS = 42  # a bucket of the list is 70 minutes
 GROUP_ROWS = 2_000
 PART_ROWS = 500
 ROUNDS = 3
-LAST_SEQ = 2**63 - 1
-DAY_MS = rollups.LEVELS[rollups.DAY_LEVEL] * rollups.QUARTER_MS
 
 _AT, _ID, _FEEDBACK, _SIGNALS = (ROW_COLUMNS.index(name) for name in ("seq", "id", "feedback", "signals"))
 _MOVED = ("bucket", "copied", "seqs", "marks")
 _TEXTS = ("seq", "question", "answer")
 _CITATIONS = ("seq", "number", "title", "source", "heading", "url", "score")
 _GIVEN = ("seq", "reason", "comment", "given_ms", "handoff")
-_GAPS = {
-    "gaps": ("id", "status", "question", "embedder", "vector", "test", "nearest", "evidence", "reason",
-             "opened_ms"),
-    "gap_questions": ("seq", "gap"),
-    "gap_events": ("gap", "at_ms", "status", "detail"),
-}  # fmt: skip
-_GAPS_ORDER = {"gaps": "id", "gap_questions": "seq", "gap_events": "rowid"}
-_MARKED = (
-    "SELECT q.seq, q.feedback, q.signals, coalesce(f.given_ms, 0) FROM queries q "
-    "LEFT JOIN feedback f ON f.seq = q.seq"
-)
-# What is compared of each table beside the number of its rows.
-_WEIGHTS = {
-    "queries": "(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0) + coalesce(duration_ms, 0)) "
-    "& 1073741823",
-    "texts": "length(question) + length(answer)",
-    "citations": "number + length(title) + length(source) + length(url)",
-    "feedback": "length(reason) + length(comment)",
-}
 
-# A thumb, signals, and when it was last said what was thought of the answer.
-Mark = tuple[str, int, int]
 Looks = Callable[[], AbstractContextManager[Reader]]
 Told = Callable[[int, int], None]
-
-_NO_MARK: Mark = ("", 0, 0)
-
-
-@dataclass(slots=True)
-class Bucket:
-    """Rows of 70 minutes: their keys in order, and the marks of those that have any; `places` tells which
-    keys are others at the target."""
-
-    seqs: list[int] = field(default_factory=list)
-    marks: dict[int, Mark] = field(default_factory=dict)
-    places: dict[int, int] = field(default_factory=dict)
-    copied: bool = False
-
-    def see(self, seq: int, mark: Mark) -> None:
-        """One more row, of those before."""
-        self.seqs.append(seq)
-        if mark != _NO_MARK:
-            self.marks[seq] = mark
-
-    def is_as(self, other: "Bucket") -> bool:
-        """Whether the other has the same rows, with the same marks."""
-        return self.seqs == other.seqs and self.marks == other.marks
-
-    def packed(self, bucket: int) -> tuple[int, int, bytes, str]:
-        """As the table has it."""
-        marks = (
-            json.dumps([self.marks, self.places], separators=(",", ":")) if self.marks or self.places else ""
-        )
-        return bucket, int(self.copied), array("q", self.seqs).tobytes(), marks
-
-    @classmethod
-    def unpack(cls, copied: int, seqs: bytes, marks: str) -> "Bucket":
-        """The other way round."""
-        found, places = json.loads(marks) if marks else ({}, {})
-        return cls(
-            array("q", bytes(seqs)).tolist(),
-            {int(seq): (mark[0], mark[1], mark[2]) for seq, mark in found.items()},
-            {int(seq): at for seq, at in places.items()},
-            bool(copied),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One number of both records: at the source, at the target, what the target has of its own, and what of
-    the source it has deleted."""
-
-    name: str
-    numbers: tuple[float, float, float, float]
-    differs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,9 +240,9 @@ class _Move:
 
     def _group(self, reader: Reader, target: LastingReader, low: int, high: int) -> bool:
         """The rows from `low` to `high`, which are whole buckets; whether there was anything to do."""
-        there = _buckets(reader, low, high)
+        there = buckets(reader, low, high)
         with target.look() as known_reader:
-            known = _listed(known_reader, low, high)
+            known = listed(known_reader, low, high)
         for bucket in known.values():
             self.places.update(bucket.places)
         changed = {
@@ -347,26 +285,26 @@ class _Move:
     def _take_gaps(self, writer: Connection, snapshot: Reader) -> list[str]:
         """Gaps are taken as a whole, as long as nobody has decided on any at the target."""
         known = state(writer)
-        theirs = _digest(snapshot.connection)
+        theirs = digest_gaps(snapshot.connection)
         if theirs == known["moved_gaps"]:
             return []
-        if _digest(writer) != (known["kept_gaps"] or _EMPTY):
+        if digest_gaps(writer) != (known["kept_gaps"] or NO_GAPS):
             set_state(writer, moved_gaps=theirs)
             return [
                 f"gaps have changed in {self._source.name} and in {self._target.name}: "
                 "those of the latter stay"
             ]
-        for table, columns in _GAPS.items():
+        for table, columns in GAPS.items():
             writer.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
             rows = snapshot.connection.plain(
-                f"SELECT {', '.join(columns)} FROM {table} ORDER BY {_GAPS_ORDER[table]}"  # noqa: S608
+                f"SELECT {', '.join(columns)} FROM {table} ORDER BY {GAPS_ORDER[table]}"  # noqa: S608
             )
             if table == "gap_questions":
                 rows = ((self.places.get(seq, seq), gap) for seq, gap in rows)
             writer.load(table, columns, rows)
         self._target.renumber(writer, "gaps")
         unanswered.reword(writer)  # what the target has deleted is in no gap
-        set_state(writer, moved_gaps=theirs, kept_gaps=_digest(writer))
+        set_state(writer, moved_gaps=theirs, kept_gaps=digest_gaps(writer))
         return []
 
 
@@ -374,9 +312,9 @@ def _take_sums(writer: Connection, snapshot: Reader, record: int) -> None:
     theirs, ours = state(snapshot.connection), state(writer)
     upto = theirs["summed_upto"]
     late = {row[0] for row in snapshot.all("SELECT seq FROM uncounted")}
-    marked = snapshot.connection.plain(f"{_MARKED} WHERE q.seq <= ? ORDER BY q.seq", (upto,))
+    marked = snapshot.connection.plain(f"{MARKED} WHERE q.seq <= ? ORDER BY q.seq", (upto,))
     summed = (row for row in marked if row[0] not in late)
-    writer.load("moved", _MOVED, (bucket.packed(number) for number, bucket in _by_bucket(summed)))
+    writer.load("moved", _MOVED, (bucket.packed(number) for number, bucket in by_bucket(summed)))
     rollups.take_over(writer, snapshot.connection)
     mark_summed(writer, upto)
     # Rows that are in the sums and not here yet are counted like those that were deleted.
@@ -435,7 +373,7 @@ class _Copying:
             still = set(new.seqs)
             old.seqs = [seq for seq in old.seqs if seq in still]
             old.marks = {seq: mark for seq, mark in old.marks.items() if seq in still}
-            before |= {seq: old.marks.get(seq, _NO_MARK) for seq in _changed(old, new)}
+            before |= {seq: old.marks.get(seq, NO_MARK) for seq in changed_marks(old, new)}
             wanted += old.seqs
         if not wanted:
             return
@@ -545,24 +483,24 @@ class _Copying:
         new.places |= {seq: at for seq, at in old.places.items() if seq in still}
         if gone := [old.places.get(seq, seq) for seq in old.seqs if seq not in still]:
             self._erase(gone)
-        for seq in _changed(old, new):
-            self._judge(seq, new.places.get(seq, seq), old.marks.get(seq, _NO_MARK))
+        for seq in changed_marks(old, new):
+            self._judge(seq, new.places.get(seq, seq), old.marks.get(seq, NO_MARK))
         new.copied = True
 
     def _erase(self, seqs: Sequence[int]) -> None:
         known = state(self._writer)
-        are_our_gaps = _digest(self._writer) == known["kept_gaps"]
+        are_our_gaps = digest_gaps(self._writer) == known["kept_gaps"]
         self._move.deleted += self._target.erase(self._writer, seqs)
         unanswered.reword(self._writer)
         deleted = state(self._writer)["gone"] - known["gone"]
         set_state(self._writer, moved_gone=known["moved_gone"] + deleted)
         if are_our_gaps:
-            set_state(self._writer, kept_gaps=_digest(self._writer))
+            set_state(self._writer, kept_gaps=digest_gaps(self._writer))
 
     def _judge(self, seq: int, at: int, before: Mark) -> None:
         """What is thought of the answer `seq`, which is `at` the target: the last word counts."""
-        rating, signals, given_ms = self._reader.one(f"{_MARKED} WHERE q.seq = ?", (seq,))[1:]
-        ours = self._writer.execute(f"{_MARKED} WHERE q.seq = ?", (at,)).fetchone()
+        rating, signals, given_ms = self._reader.one(f"{MARKED} WHERE q.seq = ?", (seq,))[1:]
+        ours = self._writer.execute(f"{MARKED} WHERE q.seq = ?", (at,)).fetchone()
         if ours is None:
             return  # deleted there
         is_newer = given_ms > ours[3]
@@ -588,214 +526,7 @@ class _Copying:
         self._move.feedback += 1
 
 
-def _changed(old: Bucket, new: Bucket) -> list[int]:
-    """Rows in both whose marks are not the same."""
-    known = set(old.seqs)
-    seqs = sorted((old.marks.keys() | new.marks.keys()) & known)
-    still = set(new.seqs)
-    return [
-        seq for seq in seqs if seq in still and old.marks.get(seq, _NO_MARK) != new.marks.get(seq, _NO_MARK)
-    ]
-
-
 def _with_mark(row: Sequence[Any], mark: Mark) -> list[Any]:
     changed = list(row)
     changed[_FEEDBACK], changed[_SIGNALS] = mark[0], mark[1]
     return changed
-
-
-def _by_bucket(marked: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Bucket]]:
-    """Rows with their marks, in the order of their keys, by buckets."""
-    number, bucket = -1, Bucket()
-    for seq, *mark in marked:
-        if seq >> MOVED_BITS != number:
-            if bucket.seqs:
-                yield number, bucket
-            number, bucket = seq >> MOVED_BITS, Bucket()
-        bucket.see(seq, (mark[0], mark[1], mark[2]))
-    if bucket.seqs:
-        yield number, bucket
-
-
-def _buckets(reader: Reader, low: int, high: int) -> dict[int, Bucket]:
-    marked = reader.connection.plain(f"{_MARKED} WHERE q.seq >= ? AND q.seq <= ? ORDER BY q.seq", (low, high))
-    return dict(_by_bucket(marked))
-
-
-def _listed(reader: Reader, low: int, high: int) -> dict[int, Bucket]:
-    rows = reader.all(
-        "SELECT bucket, copied, seqs, marks FROM moved WHERE bucket >= ? AND bucket <= ? ORDER BY bucket",
-        (low >> MOVED_BITS, high >> MOVED_BITS),
-    )
-    return {number: Bucket.unpack(copied, seqs, marks) for number, copied, seqs, marks in rows}
-
-
-def _digest(connection: Connection) -> int:
-    """A number for all that is known of gaps."""
-    digest = blake2b(digest_size=8)
-    for table, columns in _GAPS.items():
-        rows = connection.execute(
-            f"SELECT {', '.join(columns)} FROM {table} ORDER BY {_GAPS_ORDER[table]}"  # noqa: S608
-        )
-        for row in rows:
-            digest.update(repr(tuple(row)).encode())
-    return int.from_bytes(digest.digest(), "big") >> 2 | 1
-
-
-_EMPTY = int.from_bytes(blake2b(digest_size=8).digest(), "big") >> 2 | 1
-
-
-# --- comparing -------------------------------------------------------------------------------------
-
-
-def compare(source: Reader, target: Reader) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
-    """Tables by their rows and by what is in them, months of UTC by their sums.
-
-    Rows that the target recorded itself, or deleted itself, are told apart by the list.
-    """
-    own, gone, listed = _own_and_gone(target)
-    known = state(target.connection)
-    deleted = known["gone"] - known["moved_gone"]
-    theirs, ours = _weigh(source), _weigh(target)
-    besides, without = _weigh(target, own), _weigh(source, gone)
-    tables: list[Line] = []
-    for table in _WEIGHTS:
-        for place, name in ((0, table), (1, f"{table}: contents")):
-            numbers = theirs[table][place], ours[table][place], besides[table][place], without[table][place]
-            expected = numbers[0] - numbers[3] + numbers[2]
-            # Who was asked for a thumb may have given it there.
-            differs = numbers[1] < expected if name == "feedback" else numbers[1] != expected
-            if table == "feedback" and place:
-                continue
-            if name == "queries":
-                differs = differs or numbers[0] != listed or len(gone) > deleted
-            if differs or not place:
-                tables.append(Line(name, (numbers[0], numbers[1], numbers[2], numbers[3]), differs))
-    tables += _small_tables(source, target)
-    return tuple(tables), _compare_months(source, target, own, is_exact=deleted <= len(gone))
-
-
-def _own_and_gone(target: Reader) -> tuple[list[int], list[int], int]:
-    """Rows at the target that are not in the list, rows of the list that are not there (by their keys at
-    the source), and how long the list is."""
-    own: list[int] = []
-    gone: list[int] = []
-    listed = 0
-    there = _by_bucket(target.connection.plain(f"{_MARKED} ORDER BY q.seq"))
-    rows = target.connection.plain("SELECT bucket, copied, seqs, marks FROM moved ORDER BY bucket")
-    # Two of one millisecond at the edge of a bucket may have moved into the next.
-    at_edge: set[int] = set()
-    following = next(there, None)
-    for number, *packed in rows:
-        while following and following[0] < number:
-            own += following[1].seqs
-            following = next(there, None)
-        here = set(following[1].seqs) if following and following[0] == number else set()
-        if here:
-            following = next(there, None)
-        bucket = Bucket.unpack(packed[0], packed[1], packed[2])
-        listed += len(bucket.seqs)
-        places = {bucket.places.get(seq, seq): seq for seq in bucket.seqs}
-        at_edge |= {at for at in places if at >> MOVED_BITS != number}
-        gone += [seq for at, seq in places.items() if at not in here and at >> MOVED_BITS == number]
-        own += sorted(here - places.keys())
-    while following:
-        own += following[1].seqs
-        following = next(there, None)
-    return [seq for seq in own if seq not in at_edge], gone, listed
-
-
-def _weigh(reader: Reader, seqs: Sequence[int] | None = None) -> dict[str, tuple[int, int]]:
-    """Of each table how many rows, and how much is in them: of all, or of those of `seqs`."""
-    found = {table: (0, 0) for table in _WEIGHTS}
-    for condition, params in _parts(reader, seqs):
-        for table, weight in _WEIGHTS.items():
-            count, heavy = reader.one(
-                f"SELECT count(*), coalesce(sum({weight}), 0) FROM {table} WHERE {condition}",  # noqa: S608
-                params,
-            )
-            found[table] = (found[table][0] + int(count), found[table][1] + int(heavy))
-    return found
-
-
-def _parts(reader: Reader, seqs: Sequence[int] | None) -> Iterator[tuple[str, list[Any]]]:
-    """Conditions that together are everything, each of them quick to ask for."""
-    if seqs is not None:
-        for start in range(0, len(seqs), PART_ROWS):
-            yield f"seq {LISTED}", [Listing(seqs[start : start + PART_ROWS])]
-        return
-    after: int | None = -1
-    while after is not None:
-        (upto,) = reader.one(
-            "SELECT max(seq) FROM (SELECT seq FROM queries WHERE seq > ? ORDER BY seq LIMIT ?) AS following",
-            (after, 100 * GROUP_ROWS),
-        )
-        yield "seq > ? AND seq <= ?", [after, LAST_SEQ if upto is None else upto]
-        after = upto
-
-
-def _small_tables(source: Reader, target: Reader) -> Iterator[Line]:
-    lost = [reader.one("SELECT coalesce(sum(rows), 0) FROM losses")[0] for reader in (source, target)]
-    yield Line("losses", (lost[0], lost[1], 0, 0), lost[1] < lost[0])
-    known = state(target.connection)
-    gaps = [reader.one("SELECT count(*) FROM gaps")[0] for reader in (source, target)]
-    # The target's own, once somebody has decided on them there.
-    are_moved = _digest(target.connection) == known["kept_gaps"]
-    differs = are_moved and _digest(source.connection) != known["moved_gaps"]
-    yield Line("gaps", (gaps[0], gaps[1], 0, 0), differs)
-
-
-def _compare_months(
-    source: Reader, target: Reader, own: Sequence[int], *, is_exact: bool
-) -> tuple[Line, ...]:
-    """Questions, tokens and cost of each month; `is_exact` unless the target has deleted rows of its own,
-    whose numbers are in its sums."""
-    theirs, ours, besides = _months(source), _months(target), _months_of(target, own)
-    lines = []
-    for month in sorted(theirs.keys() | ours.keys()):
-        for place, name in enumerate(("questions", "tokens", "CNY")):
-            numbers = [found.get(month, [0, 0, 0.0])[place] for found in (theirs, ours, besides)]
-            surplus = numbers[1] - numbers[0] - numbers[2]
-            tolerance = 1e-9 * abs(numbers[1]) + 1e-6 if name == "CNY" else 0
-            differs = surplus < -tolerance or (is_exact and surplus > tolerance)
-            lines.append(Line(f"{month} {name}", (numbers[0], numbers[1], numbers[2], 0), differs))
-    return tuple(lines)
-
-
-def _months(reader: Reader) -> dict[str, list[float]]:
-    """What the sums and the rows that are not summed yet come to."""
-    rollups.gather_tail(reader.connection, 0, LAST_SEQ)
-    summed = (
-        "sum(questions), sum(prompt_tokens + completion_tokens), sum(cost_cny) FROM {} "
-        "WHERE dimension IN ('all', 'bot')"
-    )
-    quarters = rollups.LEVELS[rollups.DAY_LEVEL]
-    days = reader.all(
-        f"SELECT slot, {summed.format('rollups')} AND level = ? GROUP BY slot",
-        (rollups.DAY_LEVEL,),
-    )
-    days += reader.all(f"SELECT slot / {quarters}, {summed.format('fresh')} GROUP BY 1")
-    found: dict[str, list[float]] = {}
-    for day, *numbers in days:
-        _add_to(found, from_epoch_ms(day * DAY_MS), numbers)
-    return found
-
-
-def _months_of(reader: Reader, seqs: Sequence[int]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for condition, params in _parts(reader, seqs):
-        rows = reader.all(
-            "SELECT seq, coalesce(prompt_tokens, 0), coalesce(completion_tokens, 0), coalesce(cost_cny, 0) "
-            f"FROM queries WHERE {condition}",
-            params,
-        )
-        for seq, prompt, completion, cost in rows:
-            tokens = min(prompt, rollups.MOST_TOKENS) + min(completion, rollups.MOST_TOKENS)
-            _add_to(found, from_epoch_ms(seq >> SEQ_BITS), (1, tokens, min(cost, rollups.MOST_CNY)))
-    return found
-
-
-def _add_to(found: dict[str, list[float]], at: datetime, numbers: Sequence[float]) -> None:
-    sums = found.setdefault(f"{at:%Y-%m}", [0, 0, 0.0])
-    for place, number in enumerate(numbers):
-        sums[place] += number

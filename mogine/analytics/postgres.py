@@ -274,6 +274,7 @@ class PostgresEngine:
     def __init__(self, url: str, steps: Sequence[tuple[str, str]]) -> None:
         self.name = "the record in PostgreSQL"
         self.visits = 0
+        self.held_s = 0.0
         self._steps = steps
         self._parameters = _parameters(url)
         self._is_prepared = False
@@ -415,8 +416,11 @@ class PostgresEngine:
                     place.connection.raw.patience_s = RECORD_S if shared else ANSWER_S / 2
                 writer = place.connection
                 self._begin(writer, busy_ms, durable, shared)
+                began = time.monotonic()
                 yield writer
                 writer.execute("COMMIT")
+                if not shared:
+                    self.held_s = time.monotonic() - began
             except BaseException:
                 _undo(place)
                 raise

@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from mogine.analytics import histogram
-from mogine.analytics.engine import Reader, Row
+from mogine.analytics.engine import TOO_LONG, Reader, Row
 from mogine.analytics.records import Window, epoch_ms, from_epoch_ms
 from mogine.analytics.rollups import (
     ASKED_QUARTERS,
@@ -23,9 +23,11 @@ from mogine.analytics.rollups import (
 )
 from mogine.analytics.store import AnalyticsStore, first_seq
 from mogine.analytics.tables import LISTED, Listing
-from mogine.errors import RequestError
+from mogine.errors import RequestError, Unavailable
 
 TOP = 20
+RETRY_S = 15
+NOT_SUMMED = "many questions are not summed yet, which a running server does now: ask again in a moment"
 MAX_GROUPS = 100
 QUARTER_S = QUARTER_MS // 1000
 
@@ -144,9 +146,16 @@ def open_numbers(
     store: AnalyticsStore, window: Window, deadline_s: float | None = None
 ) -> Iterator["Numbers"]:
     """The numbers of `window`, and of the one before it, all from one and the same state of the record."""
-    low, high = window.before().since, window.until
+    bounds = map(first_seq, (window.before().since, window.since, window.until))
     with store.reader(deadline_s) as reader:
-        yield Numbers(reader, gather_tail(reader.connection, first_seq(low), first_seq(high)))
+        try:
+            with store.translated():
+                waits = gather_tail(reader.connection, *bounds)
+        except Unavailable as error:
+            if error.message != TOO_LONG:
+                raise
+            raise Unavailable(NOT_SUMMED, retry_after_s=RETRY_S) from error
+        yield Numbers(reader, waits)
 
 
 @dataclass(frozen=True, slots=True)

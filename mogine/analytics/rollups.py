@@ -196,12 +196,16 @@ def _spent(prompt: int | None, completion: int | None, reasoning: int | None, co
     return packed
 
 
-def fold(connection: Connection, rows: Rows) -> Sums:
+def fold(connection: Connection, rows: Rows, middle: int = 0) -> Sums:
     """Sums of `rows`, read once in the order of their keys, with what they cite beside them.
+
+    With a `middle` all but what is told of everybody is summed by two slots instead of quarter-hours:
+    `middle` for what comes from there on, the one before it for the rest.
 
     In Python, since grouping by each dimension in SQL means to sort the rows for each anew.
     """
-    few: defaultdict[tuple[int, int, str, str, str, str], int] = defaultdict(int)
+    everybody: defaultdict[tuple[str, int, str], int] = defaultdict(int)
+    few: defaultdict[tuple[int, str, str, str, str], int] = defaultdict(int)
     people = _People()
     cited = _Cited(connection, rows)
     for (
@@ -217,36 +221,34 @@ def fold(connection: Connection, rows: Rows) -> Sums:
             duration = None
         elif duration is not None:
             packed += _ONE_DURATION + (duration << _AT_DURATION)
-        few[slot, bot, provider, model, status, error] += packed
         sources = cited.under(seq)
+        everybody["bot" if bot else "all", slot, ""] += packed
         if not bot:
+            if middle:
+                slot = middle if slot >= middle else middle - 1
+            few[slot, provider, model, status, error] += packed
             people.pages[slot, page] += packed
             people.cite(slot, sources, packed)
             people.wait(slot, first, duration)
             people.ask(seq, question, answered == "no")
             people.visitors.see(visitor, seq)
             people.sessions.see(session, seq)
-    numbers = _by_dimension(few)
+    numbers = everybody
     for seen, column, name in (
         (people.visitors, "visitor", "visitors"),
         (people.sessions, "session", "sessions"),
     ):
         for slot, count in _firsts(connection, rows, column, seen).items():
             numbers["all", slot, ""] += count << _AT[name]
+    numbers.update(_by_dimension(few))
     numbers.update((("page", *key), packed) for key, packed in people.pages.items())
     numbers.update((("source", *key), packed) for key, packed in people.sources.items())
     return Sums(numbers, people.scores, _in_buckets(people.waits), _by_key(people.asked), cited.titles)
 
 
-def _by_dimension(
-    few: Mapping[tuple[int, int, str, str, str, str], int],
-) -> defaultdict[tuple[str, int, str], int]:
+def _by_dimension(few: Mapping[tuple[int, str, str, str, str], int]) -> dict[tuple[str, int, str], int]:
     numbers: defaultdict[tuple[str, int, str], int] = defaultdict(int)
-    for (slot, bot, *values), packed in few.items():
-        if bot:
-            numbers["bot", slot, ""] += packed
-            continue
-        numbers["all", slot, ""] += packed
+    for (slot, *values), packed in few.items():
         for dimension, value in zip(_FEW, values, strict=True):
             numbers[dimension, slot, value] += packed
     return numbers
@@ -376,14 +378,19 @@ def _by_key(questions: Mapping[tuple[int, str], Sequence[int]]) -> Asked:
     return found
 
 
-def gather_tail(connection: Connection, low: int, high: int) -> Waits:
-    """What is not summed yet of the rows from `low` to before `high`, into temporary tables; their waits."""
+def gather_tail(connection: Connection, low: int, middle: int, high: int) -> Waits:
+    """What is not summed yet of the rows from `low` to before `high`, into temporary tables; their waits.
+
+    By quarter-hours only what is told of everybody: nobody asks for other parts than those before and after
+    the quarter-hour of `middle`.
+    """
     for table in FRESH:
         connection.execute(table)
     found: Waits = {}
     upto = state(connection)["summed_upto"]
     for rows in (Rows(max(low - 1, upto), high - 1), Rows(late=True)):
-        sums = fold(connection, rows)
+        # What came late may lie before and after all that is asked for.
+        sums = fold(connection, rows, 0 if rows.late else (middle >> SEQ_BITS) // QUARTER_MS)
         _ADD_FRESH.run(connection, sums.entries())
         for slot, pair in sums.waits.items():
             both = found.setdefault(slot, (Counter(), Counter()))
@@ -467,18 +474,21 @@ def _few_pages(writer: Connection) -> None:
 
 
 def _add_waits(writer: Connection, found: Waits) -> None:
-    entries: dict[tuple[int, int], tuple[Counter[int], Counter[int]]] = {}
+    rows = []
     for level, size in enumerate(LEVELS):
+        entries: dict[int, tuple[Counter[int], Counter[int]]] = {}
         for slot, pair in found.items():
-            first, whole = entries.setdefault((level, slot // size), (Counter(), Counter()))
+            first, whole = entries.setdefault(slot // size, (Counter(), Counter()))
             first.update(pair[0])
             whole.update(pair[1])
-    rows = []
-    for key, pair in entries.items():
         known = writer.execute(
-            "SELECT first_token, duration FROM waits WHERE level = ? AND slot = ?", key
-        ).fetchone() or (b"", b"")
-        rows.append((*key, *(histogram.add(old, new) for old, new in zip(known, pair, strict=True))))
+            f"SELECT slot, first_token, duration FROM waits WHERE level = ? AND slot {LISTED}",  # noqa: S608
+            (level, Listing(list(entries))),
+        )
+        packed = {row[0]: (row[1], row[2]) for row in known}
+        for slot, pair in entries.items():
+            old = packed.get(slot, (b"", b""))
+            rows.append((level, slot, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
     _SET_WAITS.run(writer, rows)
 
 

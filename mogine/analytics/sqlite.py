@@ -19,6 +19,7 @@ from mogine.errors import Locked, StoreError, Unavailable
 
 # SQLite's own waiting looks ever more seldom, up to every 100 ms, and misses short rests of who deletes.
 POLL_S = 0.002
+EMPTIED_AFTER_S = 0.05  # of writing behind the writers: some hundred pages
 PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: well under a millisecond
 
 _ROW = f"({', '.join('?' * len(ROW_COLUMNS))})"
@@ -64,6 +65,8 @@ class SqliteEngine:
         self.path = path
         self.name = f"{path.parent.name}/{path.name}"
         self.visits = 0
+        self.held_s = 0.0
+        self._unmoved_s = 0.0
         self._steps = steps
         self._clock = clock
         self._lock = threading.Lock()
@@ -218,16 +221,27 @@ class SqliteEngine:
             try:
                 if durable is not self._durable:
                     writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                    # Who works behind the writers empties the journal too, before one of them has to.
-                    writer.execute(f"PRAGMA wal_autocheckpoint = {1000 if durable else 500}")
+                    writer.execute(f"PRAGMA wal_autocheckpoint = {1000 if durable else 0}")
                     self._durable = durable
                 _begin(writer, busy_ms)
                 self._note_visit(writer, durable)
+                began = time.monotonic()
                 yield writer
                 writer.execute("COMMIT")
+                self.held_s = time.monotonic() - began
+                if not durable:
+                    self._empty_journal(writer)
             except BaseException:
                 self._drop_writer()  # closing rolls back
                 raise
+
+    def _empty_journal(self, writer: sqlite3.Connection) -> None:
+        """Who works behind the writers empties the journal, before one of them has to. That keeps nobody out,
+        so it is no part of what a transaction takes."""
+        self._unmoved_s += self.held_s
+        if self._unmoved_s > EMPTIED_AFTER_S:
+            self._unmoved_s = 0.0
+            writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _note_visit(self, writer: sqlite3.Connection, durable: bool) -> None:
         """Counts in `visits` transactions of other processes (as one, however many) and our durable ones."""

@@ -164,6 +164,11 @@ class AnalyticsStore:
         """Grows when somebody else writes, or we do durably."""
         return self._engine.visits
 
+    @property
+    def held_s(self) -> float:
+        """How long our last transaction has kept others from writing."""
+        return self._engine.held_s
+
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
         """Makes the tables, or upgrades them (a file after a backup); does nothing when they are up to date.
 

@@ -68,7 +68,7 @@ def index_once(
         with store.transaction() as writer:
             segment = search.new_segment(writer)
         entries = iter(sorted(index.items()))
-        pace = Pace(store, 500, 100, 20_000, sleep)
+        pace = Pace(store, 200, 50, 20_000, sleep)
         done = False
         while not done:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -82,7 +82,7 @@ def index_once(
 
 def purge_index(store: AnalyticsStore, *, sleep: Sleep = time.sleep) -> None:
     """Deletes the terms of segments that are out of use."""
-    pace = Pace(store, 200, 50, 20_000, sleep)
+    pace = Pace(store, 100, 20, 20_000, sleep)
     more = True
     while more:
         with pace as limit:
@@ -102,7 +102,7 @@ def sum_up(
         return 0
     high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
-    pace = Pace(store, 250, 100, 5_000, sleep)
+    pace = Pace(store, 50, 20, 5_000, sleep)
     with store.lock("sums", wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -115,8 +115,9 @@ def sum_up(
 class Pace:
     """Slices of work in transactions that are not durable: every `with` gives how much to do.
 
-    While others write too, a slice is to take SLICE_S, and rests twice as long as it took. While nobody does
-    it takes ALONE_S, and leaves just the gap in which a writer who has come meanwhile gets in.
+    While others write too, a slice is to keep them out for SLICE_S, and rests for longer than all of it took:
+    a busy disk has less to do. While nobody does it is to take ALONE_S, and leaves just the gap in which a
+    writer who has come meanwhile gets in.
     """
 
     def __init__(
@@ -135,12 +136,14 @@ class Pace:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         took = time.monotonic() - self._began
         if error is None:
+            # Waiting for others and for the disk is no part of it: of that the size of a slice tells nothing.
+            held = self._store.held_s
             is_alone = self._store.visits == self._visits
             self._visits = self._store.visits
             goal = ALONE_S if is_alone else SLICE_S
-            wanted = int(self._size * min(2.0, goal / max(took, 0.001)))
+            wanted = int(self._size * min(2.0, goal / max(held, 0.001)))
             self._size = max(self._least, min(self._most, wanted))
-            self._sleep(GAP_S if is_alone else max(GAP_S, 2 * took))
+            self._sleep(GAP_S if is_alone else max(GAP_S, took + held))
 
 
 class Upkeep:
@@ -162,7 +165,10 @@ class Upkeep:
 
     def _run(self) -> None:
         due = time.monotonic() + self._every_s
-        while not self._stopped.wait(min(LOOK_EVERY_S, self._every_s)):
+        told = ""
+        rest_s = 0.0  # an upgrade may have left everything to be summed
+        while not self._stopped.wait(rest_s):
+            rest_s = min(LOOK_EVERY_S, self._every_s)
             try:
                 self.sum_crowd()
                 if time.monotonic() >= due:
@@ -174,7 +180,9 @@ class Upkeep:
                 continue  # another process does it
             except Exception as error:
                 words = error.message if isinstance(error, MogineError) else repr(error)
-                log.warning("the record cannot be summed up just now: %s", words)
+                if words != told:
+                    log.warning("the record cannot be summed up just now: %s", words)
+                told = words
 
     def once(self) -> None:
         """Does what there is to do."""

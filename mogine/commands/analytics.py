@@ -20,9 +20,9 @@ from mogine.errors import SettingsError
 from mogine.settings import Settings
 
 if TYPE_CHECKING:
-    from mogine.analytics.lines import Piece
     from mogine.analytics.records import QueryRecord, Selection
     from mogine.analytics.reports import Statistics, Table
+    from mogine.analytics.sqllines import Piece
     from mogine.analytics.store import AnalyticsStore
 
 WATCH_EVERY_S = 2.0
@@ -384,7 +384,7 @@ def export(
     match what:
         case What.queries:
             selection = Selection(since=since)
-            rows = render_rows(store, selection, format, bom=excel)
+            rows = render_rows(store, selection, format, bom=excel, helped=True)
             pieces = _counted(rows, lambda: store.count(selection))
         case What.stats:
             pieces = render(statistics(store, window).series.to_dicts(), format, bom=excel)

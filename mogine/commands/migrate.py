@@ -15,7 +15,8 @@ from mogine.commands.shell import shell_of
 from mogine.errors import SettingsError
 
 if TYPE_CHECKING:
-    from mogine.analytics.move import Line, Outcome, Told
+    from mogine.analytics.compare import Line
+    from mogine.analytics.move import Outcome, Told
     from mogine.analytics.store import AnalyticsStore
     from mogine.settings import Settings
 

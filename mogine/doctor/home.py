@@ -20,8 +20,9 @@ from mogine.analytics.checks import check as look_at_record
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore, open_store
+from mogine.doctor import machines
 from mogine.doctor.line import Line, error, ok, warning
-from mogine.errors import MogineError
+from mogine.errors import MogineError, Unavailable
 from mogine.kb.embedders import open_embedder
 from mogine.kb.gate import TESTS_NAME, load_tests, run_tests
 from mogine.kb.generations import Generations
@@ -178,6 +179,7 @@ def _server(s: Settings, name: str) -> Iterator[Line]:
     else:
         yield ok(label, f"answers at {url}")
     yield from _breakers(answer)
+    yield from _shared(answer)
     strangers = [a for a in ports.listening_addresses(port) if not _is_loopback(a)]
     if strangers:
         yield warning(
@@ -218,6 +220,20 @@ def _breakers(answer: httpx.Response) -> Iterator[Line]:
                 "none of its keys is taken at present",
                 f"`mogine keys test {name}` tells why; `mogine keys rotate {name}` puts a new one in place",
             )
+
+
+def _shared(answer: httpx.Response) -> Iterator[Line]:
+    """Limits that are not shared though they should be."""
+    try:
+        state = answer.json().get("redis", "ok")
+    except ValueError:
+        return
+    if state != "ok":
+        yield warning(
+            "limits",
+            f"are not shared with other machines: to the proxy Redis is {state}",
+            "its log says why; it tries again every second",
+        )
 
 
 def _is_loopback(address: str) -> bool:
@@ -321,7 +337,7 @@ def knowledge(house: House) -> Iterator[Line]:
     """What serves is whole and not too old, the model loads, and the tests pass."""
     s = house.settings
     try:
-        generation = Generations(s.kb_path).current()
+        generation = Generations.of(s).current()
     except MogineError as problem:
         yield error(
             "knowledge", problem.message, "`mogine kb rollback`, or a fresh `mogine kb ingest ./docs`"
@@ -332,6 +348,11 @@ def knowledge(house: House) -> Iterator[Line]:
         return
     yield from _generation(house, generation)
     yield from _asked(s, generation)
+
+
+def chroma(house: House) -> Iterator[Line]:
+    """Where a Chroma server has the vectors: it answers, and has them."""
+    yield from machines.chroma(house.settings)
 
 
 def _generation(house: House, generation: Generation) -> Iterator[Line]:
@@ -370,6 +391,9 @@ def _asked(s: Settings, generation: Generation) -> Iterator[Line]:
         yield ok("embedder", f"{embedder.name} is ready in {took_ms:.0f} ms")
         tests = load_tests(s.home / TESTS_NAME)
         failed = [outcome.test.question for outcome in run_tests(base, tests) if not outcome.passed]
+    except Unavailable as problem:
+        yield error("kb tests", problem.message, "see the line about chroma")
+        return
     except MogineError as problem:
         yield error("kb tests", problem.message, f"correct {s.home / TESTS_NAME}")
         return
@@ -394,6 +418,11 @@ def _ago(age: timedelta) -> str:
     if age.days:
         return f"{age.days} day{'s' * (age.days > 1)} ago"
     return f"{age.seconds // 3600} h ago" if age.seconds >= 3600 else "within the last hour"
+
+
+def redis(house: House) -> Iterator[Line]:
+    """What counts for all machines."""
+    yield from machines.redis(house.settings)
 
 
 def disk(house: House) -> Iterator[Line]:
@@ -445,8 +474,8 @@ def descriptors(house: House) -> Iterator[Line]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, disk, backups),
-    descriptors,
+    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, chroma, disk),
+    *(backups, descriptors, redis),
 )
 
 

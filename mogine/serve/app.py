@@ -84,7 +84,7 @@ def base_app(
             raise SettingsError(f"{route.path}: only a visitor's POST comes the short way")
     lines = RequestLog(name)
     meters = Meters(name)
-    around = Frame(lines, gate, meters)
+    around = Frame(lines, gate, meters, doorkeeper.recognise)
     app = web.Application(middlewares=[around.middleware(levels)])
     app.on_cleanup.append(_flushing(lines))
     if settings.otel.target:

@@ -25,7 +25,7 @@ from mogine.errors import (
 )
 from mogine.serve.access import Access, Gate
 from mogine.serve.heads import COMMON_HEADERS
-from mogine.serve.keys import NOTE, REQUEST_ID
+from mogine.serve.keys import NOTE, REQUEST_ID, STATE
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import Meters
 from mogine.serve.requests import Request, ShortRequest
@@ -74,10 +74,18 @@ class Frame:
     One function instead of four middlewares keeps the cost of a request low.
     """
 
-    def __init__(self, lines: RequestLog, gate: Gate, meters: Meters) -> None:
+    def __init__(
+        self,
+        lines: RequestLog,
+        gate: Gate,
+        meters: Meters,
+        recognise: Callable[[web.Request], Awaitable[None]],
+    ) -> None:
+        """`recognise` looks for the owner's session before the gate asks for it."""
         self._lines = lines
         self._gate = gate
         self._meters = meters
+        self._recognise = recognise
         self._ids = RequestIds()
         self.tracing: Tracing | None = None
 
@@ -107,6 +115,8 @@ class Frame:
         span = None if self.tracing is None else self.tracing.begin(request, route)
         status, reason = 499, ""
         try:
+            if level is Access.ADMIN and isinstance(request, web.Request):
+                await self._recognise(request)
             response = self._admit(request, level) or await handler(request)
             status = response.status
             return response
@@ -167,6 +177,9 @@ class Frame:
         Set in aiohttp's `on_response_prepare`: a middleware is too late for a stream.
         """
         headers = response.headers
+        if request.app[STATE].draining:
+            headers[hdrs.CONNECTION] = "close"
+            response.force_close()
         headers["X-Request-Id"] = request.get(REQUEST_ID) or self._ids.new()
         for header, value in COMMON_HEADERS.items():
             headers[header] = value

@@ -6,6 +6,7 @@ same.
 
 import contextlib
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -21,7 +22,7 @@ from mogine.analytics.records import Selection
 from mogine.analytics.retention import cleanup
 from mogine.analytics.schema import STEPS
 from mogine.analytics.store import AnalyticsStore
-from mogine.analytics.unanswered import assign, count_by_status, open_gap, set_status
+from mogine.analytics.unanswered import assign, history, load_gaps, members, open_gap, set_status
 from mogine.analytics.upkeep import END_OF_TIME, index_once, rebuild, sum_up
 from mogine.errors import Locked, SettingsError, StoreError
 from tests.analytics.rows import row
@@ -137,7 +138,7 @@ class Killed(BaseException):
 
 @dataclass
 class Life:
-    """A source, a target that some visitors may be led to already, and a record in which all of it happens."""
+    """A source, a target that visitors may be led to already, and a record in which all of it happens."""
 
     source: AnalyticsStore
     target: AnalyticsStore
@@ -166,7 +167,9 @@ class Life:
         for id in self.rng.sample(sorted(there), min(5, len(there))):
             rating, at = self.rng.choice(("up", "down")), NOW + timedelta(seconds=self.clock)
             for store in (where, self.truth):
-                assert store.give_feedback(id, rating, comment=f"c{self.clock}", handoff=rating == "down", at=at)
+                assert store.give_feedback(
+                    id, rating, comment=f"c{self.clock}", handoff=rating == "down", at=at
+                )
 
     def erase(self, where: AnalyticsStore) -> None:
         """Rows that a run has seen, or that the target recorded."""
@@ -228,3 +231,133 @@ def test_whatever_happens_meanwhile_the_target_is_as_if_it_had_happened_there(
     again = quietly(source, target)
     assert again.is_equal and not (again.rows or again.late or again.feedback or again.deleted)
     assert everything(target) == one
+
+
+# --- whom it takes, and whom not ---------------------------------------------------------------------
+
+
+def test_gaps_come_along_until_somebody_decides_on_them_there(open_file: Open, away: AnalyticsStore) -> None:
+    source = open_file("source")
+    source.insert([row(n * DAY, at=NOW, signals=("declined",), question=f"有优惠吗 {n}") for n in range(4)])
+
+    def gap(store: AnalyticsStore, number: int) -> None:
+        with store.transaction() as writer:
+            (seq,) = writer.execute(
+                "SELECT q.seq FROM queries q JOIN texts t ON t.seq = q.seq WHERE t.question = ?",
+                (f"有优惠吗 {number}",),
+            ).fetchone()
+            id = open_gap(writer, f"有优惠吗 {number}", "e5", b"\0\1", NOW)
+            assign(writer, [seq], id, b"\0\1")
+            set_status(writer, id, "ignored", NOW, detail="not ours")
+
+    def gaps(store: AnalyticsStore) -> list[Any]:
+        with store.reader() as reader:
+            found = load_gaps(reader, NOW)
+            return [(g, history(reader, g.id), members(reader, g.id)) for g in found]
+
+    gap(source, 0)
+    assert quietly(source, away).is_equal and gaps(away) == gaps(source)
+    gap(source, 1)
+    assert quietly(source, away).is_equal and gaps(away) == gaps(source) and len(gaps(away)) == 2
+    gap(away, 2)
+    assert quietly(source, away).is_equal and len(gaps(away)) == 3
+    gap(source, 3)
+    done = quietly(source, away)
+    assert done.is_equal and "those of the latter stay" in done.notes[0]
+    assert len(gaps(away)) == 3 and not quietly(source, away).notes
+
+
+def test_the_record_of_another_site_is_left_alone(open_file: Open, away: AnalyticsStore) -> None:
+    source, other = open_file("source"), open_file("other")
+    source.insert([row(n * DAY, at=NOW) for n in range(5)])
+    other.insert([row(n * DAY, at=NOW) for n in range(3)])
+    with pytest.raises(SettingsError, match="--join"):
+        quietly(other, source)
+    quietly(other, away)
+    with pytest.raises(SettingsError, match="from another record"):
+        quietly(source, away)
+    with pytest.raises(SettingsError, match="from another record"):
+        quietly(source, away, join=True)
+    assert away.summary().rows == 3 and source.summary().rows == 5
+    with pytest.raises(SettingsError, match="empty"):
+        quietly(open_file("nothing"), away)
+    copy = open_file("copy")
+    quietly(source, open_file("elsewhere"))
+    shutil.copy(source.path, copy.path)
+    with pytest.raises(SettingsError, match="same record"):
+        quietly(source, copy)
+
+
+def test_a_second_run_beside_the_first_is_refused(open_file: Open, away: AnalyticsStore) -> None:
+    source = open_file("source")
+    source.insert([row(at=NOW)])
+    with away.lock("move"), pytest.raises(Locked):
+        quietly(source, away)
+    assert quietly(source, away).is_equal
+
+
+def test_a_record_of_another_version_is_told_and_not_touched(tmp_path: Path, away: AnalyticsStore) -> None:
+    old = AnalyticsStore(tmp_path / "old.db", steps=STEPS[:-1])
+    old.insert([row(at=NOW)])
+    old.close()
+    with pytest.raises(StoreError, match="start `mogine serve` once"):
+        quietly(AnalyticsStore(tmp_path / "old.db"), away)
+    new = AnalyticsStore(tmp_path / "new.db", steps=(*STEPS, ("999_later", "CREATE TABLE later (n INTEGER)")))
+    new.insert([row(at=NOW)])
+    new.close()
+    with pytest.raises(StoreError, match="newer mogine"):
+        quietly(AnalyticsStore(tmp_path / "new.db"), away)
+    source = AnalyticsStore(tmp_path / "source.db")
+    source.insert([row(at=NOW)])
+    with pytest.raises(StoreError, match="newer mogine"):
+        quietly(source, AnalyticsStore(tmp_path / "new.db"))
+    assert not away.summary().rows
+
+
+def test_sums_are_not_made_anew_before_all_rows_are_there(
+    open_file: Open, away: AnalyticsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "GROUP_ROWS", 2)
+    source = open_file("source")
+    source.insert([row(n * DAY, at=NOW) for n in range(9)])
+
+    def killed(done: int, total: int) -> None:
+        assert total == 9
+        raise Killed
+
+    with contextlib.suppress(Killed):
+        quietly(source, away, told=killed)
+    assert 0 < plan(source, away).moved < 9 and uncopied(source, away) == 9 - plan(source, away).moved
+    assert away.summary().rows == plan(source, away).moved
+    assert rounded(figures(away)[1]["totals"]["questions"]) == 9, "the sums are whole from the beginning"
+    with pytest.raises(StoreError, match="mogine migrate"):
+        rebuild(away, now=NOW)
+    quietly(source, away)
+    assert rebuild(away, now=NOW) == 9 and not uncopied(source, away)
+
+
+def test_what_differs_is_told(open_file: Open, away: AnalyticsStore, postgres: Database) -> None:
+    source = open_file("source")
+    source.insert([row(n * DAY, at=NOW, visitor=f"v{n}") for n in range(9)])
+    assert quietly(source, away).is_equal
+    for damage, name in (
+        (
+            "UPDATE texts SET answer = answer || 'x' WHERE seq = (SELECT max(seq) FROM texts)",
+            "texts: contents",
+        ),
+        ("DELETE FROM citations WHERE seq = (SELECT max(seq) FROM citations)", "citations"),
+        ("DELETE FROM queries WHERE seq = (SELECT max(seq) FROM queries)", "queries"),
+        ("UPDATE rollups SET questions = questions + 1 WHERE level = 2", "2026-03 questions"),
+    ):
+        postgres.query(damage)
+        done = quietly(source, away)
+        assert name in [line.name for line in (*done.tables, *done.months) if line.differs]
+
+
+def test_what_came_and_went_between_two_runs_is_told(open_file: Open, away: AnalyticsStore) -> None:
+    source = open_file("source")
+    source.insert([row(at=NOW)])
+    quietly(source, away)
+    source.insert([row(DAY, at=NOW, visitor="v9", session="")])
+    forget(source, Wish("visitor", "v9"), now=NOW, sleep=lambda s: None)
+    assert "1 questions were recorded and erased" in quietly(source, away).notes[0]

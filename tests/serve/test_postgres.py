@@ -44,7 +44,7 @@ async def look(client: aiohttp.ClientSession, child: Child, path: str) -> tuple[
         return answer.status, await answer.json()
 
 
-async def until(look_again: Callable[[], Any], seconds: float = 20) -> None:
+async def until(look_again: Callable[[], Any], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not await look_again():  # noqa: ASYNC110 - servers have no event to wait for
             await asyncio.sleep(0.1)
@@ -105,7 +105,7 @@ async def test_while_postgresql_is_paused_answers_go_on_and_no_row_is_lost(
     began = asyncio.get_running_loop().time()
     for n in range(20):
         await ask(client, child, f"中 {n}")
-    assert asyncio.get_running_loop().time() - began < 5, "no answer waits for the record"
+    assert asyncio.get_running_loop().time() - began < 30, "each would have waited for 3 s"
     status, body = await look(client, child, "statistics?days=1")
     assert status == 503 and "PostgreSQL" in body["error"]["message"]
     spool = child.home / "data/spool"
@@ -116,5 +116,5 @@ async def test_while_postgresql_is_paused_answers_go_on_and_no_row_is_lost(
         status, found = await look(client, child, "statistics?days=1")
         return status == 200 and found["totals"]["questions"] == 21
 
-    await until(is_back, 30)
+    await until(is_back, 60)
     assert own_postgres.query("SELECT count(*), count(DISTINCT id) FROM queries") == [(21, 21)]
