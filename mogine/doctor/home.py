@@ -254,8 +254,8 @@ def _left_behind(house: House) -> Iterator[Line]:
     if rows:
         yield warning(
             "record",
-            f"{rows:,} questions in {file.name} are not in PostgreSQL, where MOGINE_DATABASE_URL keeps the record",
-            f"`mogine migrate --from {file.path} --to -` with that address on its stdin brings them there",
+            f"{rows:,} questions in {file.name} are not in PostgreSQL, where the record is kept",
+            f"`mogine migrate --from {file.path} --to -` with the value of MOGINE_DATABASE_URL on its stdin",
         )
 
 

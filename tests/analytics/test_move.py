@@ -283,6 +283,7 @@ def test_the_record_of_another_site_is_left_alone(open_file: Open, away: Analyti
         quietly(open_file("nothing"), away)
     copy = open_file("copy")
     quietly(source, open_file("elsewhere"))
+    assert source.checkpoint()
     shutil.copy(source.path, copy.path)
     with pytest.raises(SettingsError, match="same record"):
         quietly(source, copy)

@@ -123,7 +123,7 @@ def test_killed_again_and_again_it_comes_to_the_same(
 async def test_a_server_records_meanwhile(
     spawn: Spawn, home: Path, tmp_path: Path, postgres: Database
 ) -> None:
-    """Asked all the time, moved, started anew with the address, moved again: every answer is there once."""
+    """Asked all the time, moved, started anew elsewhere, moved again: every answer is there once."""
     server = await spawn("proxy")
     path = server.home / "data/analytics.db"
     asked = 0
@@ -138,7 +138,8 @@ async def test_a_server_records_meanwhile(
 
     async def migrate(*more: str) -> str:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mogine", "--home", str(server.home), "migrate", "--to", postgres.url, *more,
+            sys.executable, "-m", "mogine", "--home", str(server.home), "migrate",
+            "--to", postgres.url, *more,
             env=clean_environ(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, err = await child.communicate()
