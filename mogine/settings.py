@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 
@@ -18,6 +18,10 @@ from mogine.errors import SettingsError
 
 VENDOR_PREFIXES = ("DOUBAO_", "DASHSCOPE_", "OPENAI_")
 VENDOR_SECTIONS = ("doubao", "dashscope", "openai")
+SAMPLERS = (
+    *("always_on", "always_off", "traceidratio"),
+    *("parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"),
+)
 PROVIDER_NAMES = ("doubao", "dashscope", "openai", "extract")
 MAX_ENV_BYTES = 1024 * 1024
 
@@ -64,15 +68,46 @@ def _address(value: str) -> str:
     return value.rstrip("/")
 
 
+REDIS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "db")
+
+
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+        where = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
+        options = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:  # its text may show a part of the password
+        raise ValueError(
+            "the port is no number; a / ? # or @ in the password is written as %2F %3F %23 %40"
+        ) from None
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(parts.scheme, parts.scheme)
-    where = parts.path if scheme == "unix" else parts.hostname
     if scheme not in ("redis", "rediss", "unix") or not where:
         raise ValueError("expected redis://host:6379/0, rediss://... for TLS, or unix:///path/of/socket")
     if scheme != "unix" and not re.fullmatch(r"/?[0-9]{0,4}", parts.path):
         raise ValueError("after the host comes the number of a database, such as /0")
+    if parts.fragment or not options.keys() <= set(REDIS_OPTIONS):
+        raise ValueError(
+            f"behind ? it takes {', '.join(REDIS_OPTIONS)}; a ? or # in a password is %3F or %23"
+        )
+    if not "".join(options.get("db", "0")).isdecimal():
+        raise ValueError("db is the number of a database")
     return scheme + value[len(parts.scheme) :]
+
+
+def _database_url(value: str) -> str:
+    parts = urlsplit(value)
+    shape = "postgresql://user:password@host:5432/database"
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError(f"expected {shape}; empty means SQLite in the data folder")
+    if not re.fullmatch(r"/[^/]+", parts.path) or parts.fragment:
+        raise ValueError(f"expected the name of one database after the host: {shape}")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(
+            f"the port is no number; special signs in a password are written as %40 for @ and so on: {shape}"
+        ) from None
+    return value
 
 
 def _origins(value: str) -> tuple[str, ...]:
@@ -135,6 +170,12 @@ def _rate(value: str) -> RateLimit:
     if not match or int(match[1]) < 1:
         raise ValueError("expected a rate such as 20/minute (second, minute, hour or day)")
     return RateLimit(int(match[1]), {"second": 1, "minute": 60, "hour": 3600, "day": 86400}[match[2]])
+
+
+def _share(value: str) -> float:
+    if not re.fullmatch(r"[01](\.[0-9]{1,9})?", value) or float(value) > 1:
+        raise ValueError("expected a share from 0 to 1 such as 0.1")
+    return float(value)
 
 
 def _rates(value: str) -> tuple[RateLimit, ...]:
@@ -293,7 +334,7 @@ class AccessSettings:
         "MOGINE_REDIS_URL",
         "",
         _redis_url,
-        "Redis or Valkey in which proxies on several machines share limits, such as redis://host:6379/0",
+        "Redis or Valkey in which several machines share limits and budgets, such as redis://host:6379/0",
         secret=True,
     )
     admin_token: str = _setting(
@@ -365,7 +406,13 @@ class ProxySettings:
         "Seconds an answer of the widget goes on when the visitor's page is gone, to be read on the next one",
     )
     shutdown_grace_s: float = _setting(
-        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 300), "Seconds running answers get when the server stops"
+        "MOGINE_SHUTDOWN_GRACE", 15.0, _seconds(0, 7200), "Seconds running answers get when the server stops"
+    )
+    rolling_restart: bool = _setting(
+        "MOGINE_ROLLING_RESTART",
+        False,
+        _flag,
+        "For one of several proxies behind nginx: on a stop close the port at once, so that another is asked",
     )
     kb_url: str = _setting(
         "MOGINE_KB_URL",
@@ -376,6 +423,12 @@ class ProxySettings:
     kb_top_k: int = _setting("MOGINE_KB_TOP_K", 4, _whole(1, 20), "Passages given to the model")
     kb_timeout_s: float = _setting(
         "MOGINE_KB_TIMEOUT", 3.0, _seconds(0.05, 60), "Seconds the proxy waits for the knowledge base"
+    )
+    kb_required: bool = _setting(
+        "MOGINE_KB_REQUIRED",
+        False,
+        _flag,
+        "true: without its whole knowledge base the assistant says 503 kb_unavailable instead of answering",
     )
 
 
@@ -407,6 +460,29 @@ class KnowledgeSettings:
     max_upload_bytes: int = _setting(
         "MOGINE_MAX_UPLOAD_BYTES", 32 * 1024**2, _bytes(1024, 1024**3), "Largest uploaded document"
     )
+    chroma_url: str = _setting(
+        "MOGINE_CHROMA_URL",
+        "",
+        _address,
+        "Chroma server that keeps the vectors for several machines, such as http://host:8000; "
+        "empty: a folder of this home",
+    )
+    chroma_token: str = _setting(
+        "MOGINE_CHROMA_TOKEN", "", _text, "Bearer token for what guards the Chroma server", secret=True
+    )
+    chroma_timeout_s: float = _setting(
+        "MOGINE_CHROMA_TIMEOUT",
+        1.0,
+        _seconds(0.05, 60),
+        "Seconds a search waits for the Chroma server before it goes by words alone",
+    )
+    share: str = _setting(
+        "MOGINE_KB_SHARE",
+        "",
+        _text,
+        "Where `kb publish` puts generations and `kb pull` finds them: a folder, or the address of the "
+        "knowledge base server of the machine that writes",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +494,14 @@ class AnalyticsSettings:
         "MOGINE_RETENTION_DAYS", 180, _whole(1, 36500), "Rows older than this are deleted by cleanup"
     )
     timezone: str = _setting("MOGINE_TIMEZONE", "Asia/Shanghai", _zone, "What a day is")
+    database_url: str = _setting(
+        "MOGINE_DATABASE_URL",
+        "",
+        _database_url,
+        "PostgreSQL that keeps the record for several machines, such as postgresql://user:password@host/db; "
+        "empty: SQLite in the data folder",
+        secret=True,
+    )
     store_answers: bool = _setting("MOGINE_STORE_ANSWERS", True, _flag, "Keep the text of answers")
     store_questions: str = _setting(
         "MOGINE_STORE_QUESTIONS",
@@ -425,6 +509,57 @@ class AnalyticsSettings:
         _one_of("text", "hash", "none"),
         "Keep questions as text, as a hash, or not at all",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OtelSettings:
+    """Traces for OpenTelemetry (docs/tracing.md); nothing is sent while no address is set."""
+
+    endpoint: str = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        _address,
+        "Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is added to it",
+    )
+    traces_endpoint: str = _setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", _address, "The same, taken as it is; wins over the other"
+    )
+    headers: str = _setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "",
+        _text,
+        "Headers for that address, as name=value, comma separated; a space is written %20",
+        secret=True,
+    )
+    service_name: str = _setting(
+        "OTEL_SERVICE_NAME",
+        "",
+        _text,
+        "What the servers are called there; empty: mogine-proxy, mogine-kb and mogine-analytics",
+    )
+    sampler: str = _setting(
+        "OTEL_TRACES_SAMPLER",
+        "parentbased_always_on",
+        _one_of(*SAMPLERS),
+        "Which requests are traced; parentbased: as a caller's traceparent says, if it sends one",
+    )
+    sampler_share: float = _setting(
+        "OTEL_TRACES_SAMPLER_ARG", 1.0, _share, "The share that traceidratio takes, from 0 to 1"
+    )
+    is_disabled: bool = _setting("OTEL_SDK_DISABLED", False, _flag, "Send nothing, whatever else is set")
+    content: bool = _setting(
+        "MOGINE_OTEL_CONTENT",
+        False,
+        _flag,
+        "Put questions and answers into traces, masked and kept out as in the record",
+    )
+
+    @property
+    def target(self) -> str:
+        """The address that spans are sent to; "": none are made."""
+        if self.is_disabled:
+            return ""
+        return self.traces_endpoint or (self.endpoint and f"{self.endpoint}/v1/traces")
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +582,7 @@ class Settings:
     kb: KnowledgeSettings = KnowledgeSettings()
     analytics: AnalyticsSettings = AnalyticsSettings()
     access: AccessSettings = AccessSettings()
+    otel: OtelSettings = OtelSettings()
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
 
@@ -532,9 +668,7 @@ def load_settings(environ: Mapping[str, str], home: Path) -> Settings:
     for name in file_values:
         if name not in known and name.startswith(("MOGINE_", *VENDOR_PREFIXES)):
             problems.append(f"{name} in {home / '.env'} is no setting{_nearest(name, known)}")
-    for name in environ:
-        if name.startswith("MOGINE_") and name != "MOGINE_HOME" and name not in known:
-            warnings.append(f"{name} in the environment is no setting{_nearest(name, known)}")
+    warnings += _without_effect(environ, file_values, known, home / ".env")
     sources: dict[str, str] = {}
     values: dict[str, dict[str, Any]] = {}
     for variable in known.values():
@@ -575,6 +709,18 @@ def with_fresh_vendors(settings: Settings) -> Settings:
         }
         sections[name] = replace(new, **kept)
     return replace(settings, **sections)
+
+
+def _without_effect(
+    environ: Mapping[str, str], file_values: Mapping[str, str], known: Mapping[str, Any], path: Path
+) -> Iterator[str]:
+    """What is set and says nothing to us; OpenTelemetry's own library reads more names, and no file."""
+    for name in file_values:
+        if name.startswith("OTEL_") and name not in known:
+            yield f"{name} is not read from {path}: set it in the process environment"
+    for name in environ:
+        if name.startswith("MOGINE_") and name != "MOGINE_HOME" and name not in known:
+            yield f"{name} in the environment is no setting{_nearest(name, known)}"
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mogine.settings import Settings, load_settings
@@ -15,12 +16,18 @@ pytest_plugins = [
     "tests.fronts.nginx",
     "tests.fronts.pm2",
     "tests.servers",
+    "tests.upstreams.chroma",
     "tests.upstreams.llama",
+    "tests.upstreams.postgres",
     "tests.upstreams.redis",
 ]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent
+
+# No test is timed: on a busy machine any example may take its time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that: then no
 # test could interrupt a program.
@@ -30,7 +37,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without any of our settings, plus `extra`."""
-    ours = ("MOGINE_", "DOUBAO_", "DASHSCOPE_", "OPENAI_")
+    ours = ("MOGINE_", "DOUBAO_", "DASHSCOPE_", "OPENAI_", "OTEL_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "120", **(extra or {})}
 

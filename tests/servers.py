@@ -27,14 +27,16 @@ DEFAULTS = {
 
 
 class Child:
-    """`mogine serve` as a process of its own."""
+    """`mogine serve` as a process of its own, started by the command `by` if there is one."""
 
-    def __init__(self, home: Path, args: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, home: Path, args: Sequence[str], env: Mapping[str, str], log: Path, by: Sequence[str] = ()
+    ) -> None:
         self.home = home
         self.path = log
         self._log = log.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mogine", "--home", str(home), "serve", *args],
+            [*by, sys.executable, "-m", "mogine", "--home", str(home), "serve", *args],
             env=clean_environ({**DEFAULTS, **env}),
             stdout=subprocess.DEVNULL,
             stderr=self._log,

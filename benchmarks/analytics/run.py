@@ -7,6 +7,7 @@ that `docs/analytics.md` promises. With --folder the record is kept, and used ag
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -17,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from array import array
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from zoneinfo import ZoneInfo
 from benchmarks.analytics.rows import rows
 from benchmarks.startup import machine
 from mogine.analytics import reports, retention, rollups, tables, upkeep
+from mogine.analytics.export import FORMATS
 from mogine.analytics.recorder import Recorder
 from mogine.analytics.records import Selection, Window, new_id
 from mogine.analytics.store import AnalyticsStore
@@ -147,9 +148,9 @@ def repeat(store: AnalyticsStore, copies: int) -> None:
             with store.transaction(durable=False) as db:
                 moved = array("q", (seq - back for seq in array("q", packed)))
                 new = db.execute(
-                    "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (1, ?, ?, ?)",
+                    "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (1, ?, ?, ?) RETURNING id",
                     (low - back, high - back, moved.tobytes()),
-                ).lastrowid
+                ).fetchone()[0]
                 db.execute(
                     "INSERT INTO terms SELECT ?, term, places FROM terms WHERE segment = ?", (new, number)
                 )
@@ -201,25 +202,36 @@ def reading(store: AnalyticsStore, now: datetime) -> dict[str, Any]:
 
 
 def command(home: Path, *words: str) -> tuple[float, int]:
-    """Seconds and memory (MB) of a command, from start to end."""
-    began = time.perf_counter()
+    """Seconds and memory (MB, the most that all its processes held together) of a command, start to end."""
+    began, most = time.perf_counter(), 0
     child = subprocess.Popen(
         [sys.executable, "-m", "mogine", "--home", str(home), *words], stdout=subprocess.DEVNULL
     )
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = status
-    assert status == 0, words  # noqa: S101
-    return time.perf_counter() - began, usage.ru_maxrss // 1024
+    while child.poll() is None:
+        most = max(most, resident_kib(child.pid))
+        time.sleep(0.02)
+    assert child.returncode == 0, words  # noqa: S101
+    return time.perf_counter() - began, most // 1024
+
+
+def resident_kib(pid: int) -> int:
+    """What a process and its children have in memory; pages that they share count for each."""
+    held = 0
+    with contextlib.suppress(OSError):  # it has just ended
+        status = Path(f"/proc/{pid}/status").read_text()
+        held = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            held += sum(map(resident_kib, map(int, (task / "children").read_text().split())))
+    return held
 
 
 def commands(home: Path, count: int) -> dict[str, Any]:
     times = sorted(command(home, "stats", "--days", "30")[0] for _ in range(5))
-    took, memory = command(home, "export", "--format", "csv")
-    return {
-        "mogine_stats_s": round(times[2], 2),
-        "export_rows_per_s": round(count / took),
-        "export_memory_mb": memory,
-    }
+    found: dict[str, Any] = {"mogine_stats_s": round(times[2], 2)}
+    for format in FORMATS:
+        took, memory = command(home, "export", "--format", format)
+        found |= {f"export_{format}_rows_per_s": round(count / took), f"export_{format}_memory_mb": memory}
+    return found
 
 
 def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any) -> None:
@@ -299,43 +311,50 @@ def burst(path: Path) -> dict[str, Any]:
     return asyncio.run(go())
 
 
+def write_and_time(path: str, began: Any, stop: Any, out: Any) -> None:
+    """One process that commits 20 rows up to fifty times a second; tells how many milliseconds each took,
+    before and after `began`."""
+    store = AnalyticsStore(Path(path))
+    pool = list(rows(2000, 1, datetime.now(UTC), seed=3))
+    times: tuple[list[float], list[float]] = ([], [])
+    while not stop.wait(0.02):
+        at = datetime.now(UTC)
+        batch = [replace(r, id=new_id(at), started_at=at) for r in pool[:20]]
+        place, asked = int(began.is_set()), time.perf_counter()
+        store.insert(batch, busy_ms=10_000)
+        times[place].append((time.perf_counter() - asked) * 1000)
+    store.close()
+    out.put(times)
+
+
 def cleaning(store: AnalyticsStore, goal: int, now: datetime) -> dict[str, Any]:
-    """Deletes about `goal` rows while somebody writes; how long each of the writer's commits took."""
+    """Deletes about `goal` rows while another process writes; how long each of its commits took."""
     with store.reader() as reader:
         seq = reader.one("SELECT seq FROM queries ORDER BY seq LIMIT 1 OFFSET ?", (goal,))[0]
     days = (now - datetime.fromtimestamp((seq >> 20) / 1000, UTC)).days
-    stop = threading.Event()
-    waits: list[float] = []
-
-    def write() -> None:
-        writer = AnalyticsStore(store.path)
-        pool = list(rows(2000, 1, now, seed=3))
-        while not stop.wait(0.02):
-            at = datetime.now(UTC)
-            batch = [replace(r, id=new_id(at), started_at=at) for r in pool[:20]]
-            began = time.perf_counter()
-            writer.insert(batch, busy_ms=10_000)
-            waits.append((time.perf_counter() - began) * 1000)
-        writer.close()
-
-    writer = threading.Thread(target=write)
+    context = multiprocessing.get_context("spawn")
+    began, stop, out = context.Event(), context.Event(), context.Queue()
+    writer = context.Process(target=write_and_time, args=(str(store.path), began, stop, out))
     writer.start()
-    time.sleep(3)
-    idle, waits[:] = sorted(waits), []
-    began, cpu = time.perf_counter(), time.process_time()
+    time.sleep(5)
+    began.set()
+    started, cpu = time.perf_counter(), time.process_time()
     done = retention.cleanup(AnalyticsStore(store.path), days, now=now, force=True)
-    took = time.perf_counter() - began
+    took = time.perf_counter() - started
+    cpu_us = us(cpu, max(1, done.rows))
     stop.set()
+    idle, busy = out.get()
     writer.join()
-    ordered = sorted(waits)
+    ordered = sorted(busy)
     return {
         "cleanup_rows": done.rows,
         "cleanup_s": round(took, 1),
-        "cleanup_cpu_us": us(cpu, max(1, done.rows)),
+        "cleanup_cpu_us": cpu_us,
         "cleanup_bytes_freed": done.bytes_freed,
-        "cleanup_writer_idle_max_ms": round(idle[-1], 1),
+        "cleanup_writer_commits": len(busy),
+        "cleanup_writer_idle_max_ms": round(max(idle), 1),
         "cleanup_writer_p99_ms": round(ordered[len(ordered) * 99 // 100], 1),
-        "cleanup_writer_max_ms": round(ordered[-1], 1),
+        "cleanup_writer_longest_ms": [round(ms, 1) for ms in ordered[-5:]],
     }
 
 
@@ -345,6 +364,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1, help="10: ten million rows over 400 days")
     parser.add_argument("--folder", type=Path, help="a home to keep and use again")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--clean", type=int, help="rows to delete in the end; half of them otherwise")
     parser.add_argument("--skip", default="", help="parts to leave out: read,command,write,burst,cleanup")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -362,7 +382,7 @@ def main() -> None:
         "command": lambda: commands(home, count),
         "write": lambda: sustained(store.path, given.seconds),
         "burst": lambda: burst(store.path),
-        "cleanup": lambda: cleaning(store, min(1_000_000, count // 2), now),
+        "cleanup": lambda: cleaning(store, given.clean or min(1_000_000, count // 2), now),
     }
     for name, measure in parts.items():
         if name not in given.skip.split(","):

@@ -23,7 +23,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def pinned(cpu: int) -> Callable[[], None]:
 
 @dataclass
 class Gateway:
-    """One contender: how it is started and how it is asked. `env` joins the environment."""
+    """One contender: how it is started and how it is asked. `env` joins the environment; `beside` runs along
+    with it, on the reader's core, and is not counted."""
 
     name: str
     command: list[str]
@@ -70,6 +71,7 @@ class Gateway:
     env: dict[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     ready_path: str = "/"
+    beside: list[str] = field(default_factory=list)
     process: "subprocess.Popen[bytes] | None" = None
 
     @contextlib.contextmanager
@@ -84,10 +86,13 @@ class Gateway:
                 preexec_fn=pinned(0),
                 start_new_session=True,
             )
+        beside = subprocess.Popen(self.beside, preexec_fn=pinned(1)) if self.beside else None
         try:
             wait_for(self.port, self.ready_path, self.process, log)
             yield self
         finally:
+            if beside is not None:
+                beside.terminate()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM)
             try:
@@ -195,6 +200,23 @@ def mogine(work: Path, upstream: str) -> Gateway:
     return Gateway("mogine", command, port, "/api/llm/doubao", env=env, cwd=home, ready_path="/healthz")
 
 
+def mogine_traced(work: Path, upstream: str) -> Gateway:
+    """With every question traced; an nginx on the reader's core, which says yes to all, takes the spans."""
+    gateway, port = mogine(work, upstream), free_port()
+    conf = work / "collector.conf"
+    conf.write_text(f"""
+daemon off; worker_processes 1; pid {work}/collector.pid; error_log stderr warn;
+events {{ }}
+http {{
+  access_log off; client_body_temp_path {work}/cb; proxy_temp_path {work}/cp; fastcgi_temp_path {work}/cf;
+  uwsgi_temp_path {work}/cu; scgi_temp_path {work}/cs; client_max_body_size 64m; keepalive_requests 1000000;
+  server {{ listen 127.0.0.1:{port}; location = /v1/traces {{ return 200; }} }}
+}}
+""")
+    gateway.env["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{port}"
+    return replace(gateway, name="mogine-traced", beside=["nginx", "-c", str(conf), "-p", str(work)])
+
+
 def litellm(work: Path, upstream: str) -> Gateway:
     port = free_port()
     config = work / "litellm.yaml"
@@ -272,6 +294,7 @@ def ferrogw(work: Path, upstream: str) -> Gateway:
 GATEWAYS: dict[str, Callable[[Path, str], Gateway]] = {
     "nginx": nginx,
     "mogine": mogine,
+    "mogine-traced": mogine_traced,
     "litellm": litellm,
     "portkey": portkey,
     "ferrogw": ferrogw,
@@ -571,7 +594,7 @@ def main() -> None:
         for round_number in range(args.rounds):
             runs["direct"].append(direct(work, stand_in))
             for name in names:
-                if name not in ("nginx", "mogine") and not (CONTENDERS / name).exists():
+                if name not in ("nginx", "mogine", "mogine-traced") and not (CONTENDERS / name).exists():
                     print(
                         f"{name} is not installed: run benchmarks/proxy/install-contenders", file=sys.stderr
                     )

@@ -52,8 +52,9 @@ def _answers(store: AnalyticsStore, now: datetime, max_error_share: float) -> It
     try:
         with store.reader() as reader:
             questions, ok, errors, refused = reader.one(
-                "SELECT count(*), coalesce(sum(status = 'ok'), 0), coalesce(sum(status = 'error'), 0), "
-                "coalesce(sum(status = 'refused'), 0) FROM queries WHERE seq >= ? AND NOT bot",
+                "SELECT count(*), count(*) FILTER (WHERE status = 'ok'), "
+                "count(*) FILTER (WHERE status = 'error'), count(*) FILTER (WHERE status = 'refused') "
+                "FROM queries WHERE seq >= ? AND bot = 0",
                 (day,),
             )
             before = reader.one("SELECT count(*) FROM queries WHERE seq >= ? AND seq < ?", (week, day))[0]

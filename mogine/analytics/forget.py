@@ -17,7 +17,7 @@ from mogine.analytics.export import to_dict
 from mogine.analytics.records import QueryRecord
 from mogine.analytics.retention import tidy
 from mogine.analytics.spool import Spool
-from mogine.analytics.store import AnalyticsStore, locked_file, size_bytes
+from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from mogine.errors import SettingsError, StoreError
 
@@ -100,15 +100,15 @@ def forget(
     rows = renamed = freed = 0
     folder.mkdir(mode=0o700, exist_ok=True)
     with (
-        locked_file(folder / "cleanup.lock"),
-        locked_file(folder / "index.lock", wait=True),
+        store.lock("cleanup"),
+        store.lock("index", wait=True),
     ):
         spooled = Spool(folder / "spool").erase(wish.fits)
         if store.exists():
             store.prepare()
             sum_up(store, before=END_OF_TIME, wait=True, sleep=sleep)
             store.checkpoint()
-            size = size_bytes(store.path)
+            size = store.size_bytes()
             for seqs in _find(store, wish):
                 rows += store.delete_rows(seqs)
                 sleep(0.01)
@@ -131,19 +131,19 @@ def _find(store: AnalyticsStore, wish: Wish) -> Iterator[Sequence[int]]:
     """Keys of the rows that are meant, a few at a time."""
     if wish.kind == "visitor":
         # Two questions: either may use its index.
-        condition = "q.visitor = :text OR q.session = :text"
+        condition = "q.visitor = ? OR q.session = ?"
     else:
         columns = ("t.question", "t.answer", "q.page_url", "q.session", "q.visitor", "f.comment", "f.reason")
-        condition = " OR ".join(f"instr(lower({column}), lower(:text))" for column in columns)
+        condition = " OR ".join(f"instr(lower({column}), lower(?)) > 0" for column in columns)
         condition += (
             " OR EXISTS (SELECT 1 FROM citations c WHERE c.seq = q.seq AND "
-            "instr(lower(c.title || ' ' || c.source || ' ' || c.heading || ' ' || c.url), lower(:text)))"
+            "instr(lower(c.title || ' ' || c.source || ' ' || c.heading || ' ' || c.url), lower(?)) > 0)"
         )
     after = -1
     while True:
         with store.reader() as reader:
             last = reader.one(
-                "SELECT max(seq) FROM (SELECT seq FROM queries WHERE seq > ? ORDER BY seq LIMIT ?)",
+                "SELECT max(seq) FROM (SELECT seq FROM queries WHERE seq > ? ORDER BY seq LIMIT ?) AS part",
                 (after, FIND_ROWS),
             )[0]
             if last is None:
@@ -151,8 +151,8 @@ def _find(store: AnalyticsStore, wish: Wish) -> Iterator[Sequence[int]]:
             found = reader.all(
                 "SELECT q.seq FROM queries q LEFT JOIN texts t ON t.seq = q.seq "  # noqa: S608
                 "LEFT JOIN feedback f ON f.seq = q.seq "
-                f"WHERE q.seq > :after AND q.seq <= :last AND ({condition})",
-                {"after": after, "last": last, "text": wish.text},
+                f"WHERE q.seq > ? AND q.seq <= ? AND ({condition})",
+                (after, last, *[wish.text] * condition.count("?")),
             )
         seqs = [row[0] for row in found]
         for start in range(0, len(seqs), ERASE_ROWS):
@@ -168,7 +168,8 @@ def _rename_values(store: AnalyticsStore, wish: Wish) -> int:
     with store.transaction() as writer:
         for dimension in ("page", "source", "model", "error"):
             values = writer.execute(
-                "SELECT DISTINCT value FROM rollups WHERE dimension = ? AND instr(lower(value), lower(?))",
+                "SELECT DISTINCT value FROM rollups WHERE dimension = ? "
+                "AND instr(lower(value), lower(?)) > 0",
                 (dimension, wish.text),
             ).fetchall()
             for (value,) in values:
@@ -176,13 +177,13 @@ def _rename_values(store: AnalyticsStore, wish: Wish) -> int:
         # A gap has the words of other questions now; what else is noted of it may hold the text.
         for column in ("test", "nearest", "evidence", "reason"):
             writer.execute(
-                f"UPDATE gaps SET {column} = '' WHERE instr(lower({column}), lower(:text)) "  # noqa: S608
-                f"OR instr({column}, :escaped)",
-                {"text": wish.text, "escaped": json.dumps(wish.text)[1:-1]},
+                f"UPDATE gaps SET {column} = '' WHERE instr(lower({column}), lower(?)) > 0 "  # noqa: S608
+                f"OR instr({column}, ?) > 0",
+                (wish.text, json.dumps(wish.text)[1:-1]),
             )
-        writer.execute("DELETE FROM gap_events WHERE instr(lower(detail), lower(?))", (wish.text,))
+        writer.execute("DELETE FROM gap_events WHERE instr(lower(detail), lower(?)) > 0", (wish.text,))
         writer.execute(
-            "DELETE FROM sources WHERE instr(lower(source || ' ' || title), lower(?))", (wish.text,)
+            "DELETE FROM sources WHERE instr(lower(source || ' ' || title), lower(?)) > 0", (wish.text,)
         )
     return renamed
 

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from mogine.analytics.engine import Bound, Damaged
 from mogine.analytics.masking import TextPolicy, load_salt
 from mogine.analytics.records import QueryRecord
 from mogine.analytics.spool import Batch, Spool
-from mogine.analytics.store import AnalyticsStore, Asker, Bound, Damaged, as_row
+from mogine.analytics.store import AnalyticsStore, Asker, as_row, open_store
 from mogine.analytics.upkeep import Upkeep
-from mogine.errors import Locked, MogineError, StoreError
+from mogine.errors import Locked, MogineError, StoreError, Unavailable
 from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Recorder:
         """Opens or creates the record, and starts the writer.
 
         Raises StoreError when the file is of a newer mogine or cannot be written; a damaged one is
-        moved aside, and a locked one does not keep a server from starting.
+        moved aside, and a locked one, or a database that is away, does not keep a server from starting.
         """
         await asyncio.to_thread(self._prepare)
         self._thread.start()
@@ -204,7 +205,7 @@ class Recorder:
             except Damaged as damage:
                 self._begin_anew(damage)
                 self._store.prepare()
-        except Locked as error:
+        except (Locked, Unavailable) as error:
             self._failed(error)
 
     def _run(self) -> None:
@@ -396,5 +397,4 @@ def open_recorder(settings: Settings) -> Recorder:
         if settings.analytics.store_questions == "hash"
         else b"",
     )
-    store = AnalyticsStore(settings.analytics_path)
-    return Recorder(store, spool_path=settings.data_path / "spool", policy=policy)
+    return Recorder(open_store(settings), spool_path=settings.data_path / "spool", policy=policy)

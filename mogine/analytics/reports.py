@@ -1,7 +1,5 @@
 """The numbers: each report is one function with its SQL, and `DEFINITIONS` says what each number means."""
 
-import json
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from mogine.analytics import histogram
+from mogine.analytics.engine import TOO_LONG, Reader, Row
 from mogine.analytics.records import Window, epoch_ms, from_epoch_ms
 from mogine.analytics.rollups import (
     ASKED_QUARTERS,
@@ -22,10 +21,13 @@ from mogine.analytics.rollups import (
     gather_tail,
     pieces,
 )
-from mogine.analytics.store import AnalyticsStore, Reader, first_seq, translate
-from mogine.errors import RequestError
+from mogine.analytics.store import AnalyticsStore, first_seq
+from mogine.analytics.tables import LISTED, Listing
+from mogine.errors import RequestError, Unavailable
 
 TOP = 20
+RETRY_S = 15
+NOT_SUMMED = "many questions are not summed yet, which a running server does now: ask again in a moment"
 MAX_GROUPS = 100
 QUARTER_S = QUARTER_MS // 1000
 
@@ -144,12 +146,15 @@ def open_numbers(
     store: AnalyticsStore, window: Window, deadline_s: float | None = None
 ) -> Iterator["Numbers"]:
     """The numbers of `window`, and of the one before it, all from one and the same state of the record."""
-    low, high = window.before().since, window.until
+    bounds = map(first_seq, (window.before().since, window.since, window.until))
     with store.reader(deadline_s) as reader:
         try:
-            waits = gather_tail(reader.connection, first_seq(low), first_seq(high))
-        except sqlite3.Error as error:
-            raise translate(error, "the record") from error
+            with store.translated():
+                waits = gather_tail(reader.connection, *bounds)
+        except Unavailable as error:
+            if error.message != TOO_LONG:
+                raise
+            raise Unavailable(NOT_SUMMED, retry_after_s=RETRY_S) from error
         yield Numbers(reader, waits)
 
 
@@ -160,7 +165,7 @@ class Numbers:
     reader: Reader
     waits: Waits
 
-    def all(self, sql: str, params: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Every row of one statement."""
         return self.reader.all(sql, params)
 
@@ -224,12 +229,8 @@ def by_source(numbers: Numbers, window: Window) -> Table:
 
 def latency(numbers: Numbers, window: Window) -> dict[str, dict[str, int | None]]:
     """p50, p95 and p99, at most one percent away from the value at that rank."""
-    rows = numbers.all(
-        "SELECT w.first_token, w.duration FROM json_each(?) p CROSS JOIN waits w "
-        "ON w.level = json_extract(p.value, '$[0]') AND w.slot >= json_extract(p.value, '$[1]') "
-        "AND w.slot < json_extract(p.value, '$[2]')",
-        (json.dumps(_pieces(window)),),
-    )
+    selects, params = _in_pieces("SELECT first_token, duration FROM waits WHERE", window)
+    rows = numbers.all(selects, params)
     found = {}
     low, high = _quarters(window)
     for name, place in (("first_token_ms", 0), ("duration_ms", 1)):
@@ -248,7 +249,8 @@ def top_questions(numbers: Numbers, window: Window) -> Table:
         """
         SELECT trim(t.question), a.questions, a.unanswered FROM (
           SELECT max(seq) AS seq, sum(questions) AS questions, sum(unanswered) AS unanswered
-          FROM (SELECT * FROM asked UNION ALL SELECT * FROM fresh_asked)
+          FROM (SELECT slot, key, seq, questions, unanswered FROM asked UNION ALL
+                SELECT slot, key, seq, questions, unanswered FROM fresh_asked) every
           WHERE slot >= ? AND slot < ? GROUP BY key ORDER BY questions DESC, seq DESC LIMIT ?
         ) a JOIN texts t ON t.seq = a.seq ORDER BY a.questions DESC, a.seq DESC
         """,
@@ -263,9 +265,9 @@ def top_sources(numbers: Numbers, window: Window) -> Table:
     titles = dict(
         tuple(row)
         for row in numbers.all(
-            "SELECT source, title FROM (SELECT * FROM sources UNION ALL SELECT * FROM fresh_sources) "
-            "WHERE source IN (SELECT value FROM json_each(?))",
-            (json.dumps([row["value"] for row in rows]),),
+            "SELECT source, title FROM (SELECT source, title FROM sources "  # noqa: S608
+            f"UNION ALL SELECT source, title FROM fresh_sources) every WHERE source {LISTED}",
+            (Listing([row["value"] for row in rows]),),
         )
     )
     return Table(
@@ -303,17 +305,25 @@ def _pieces(window: Window) -> list[tuple[int, int, int]]:
     return pieces(*_quarters(window))
 
 
+def _in_pieces(select: str, window: Window, *first: Any) -> tuple[str, list[Any]]:
+    """`select` for each piece of a window, and the values bound: those of its own `first`, and the slots."""
+    found = _pieces(window)
+    selects = " UNION ALL ".join([f"{select} level = ? AND slot >= ? AND slot < ?"] * len(found))
+    return selects, [value for piece in found for value in (*first, *piece)]
+
+
 def _sums(numbers: Numbers, dimension: str, window: Window, *, limit: int = 0) -> list[dict[str, Any]]:
     """Sums by value, the most frequent first; of everything as one row when there is no `limit`."""
     grouped = "GROUP BY r.value ORDER BY questions DESC, r.value LIMIT ?" if limit else ""
+    value = "r.value" if limit else "''"
+    columns = f"value, {', '.join(COLUMNS)}"
+    # Each piece is one range of the table's own order.
+    each = f"SELECT {columns} FROM rollups WHERE dimension = ? AND"  # noqa: S608 - our own column names
+    selects, params = _in_pieces(each, window, dimension)
     rows = numbers.all(
-        # CROSS JOIN keeps the pieces outside: each is one range of the table's own order.
-        f"SELECT r.value, {_SUMS} FROM (SELECT r.* FROM json_each(?) p CROSS JOIN rollups r "  # noqa: S608
-        "ON r.dimension = ? AND r.level = json_extract(p.value, '$[0]') "
-        "AND r.slot >= json_extract(p.value, '$[1]') AND r.slot < json_extract(p.value, '$[2]') "
-        "UNION ALL SELECT dimension, 0, slot, value, "
-        f"{', '.join(COLUMNS)} FROM fresh WHERE dimension = ? AND slot >= ? AND slot < ?) r {grouped}",
-        [json.dumps(_pieces(window)), dimension, dimension, *_quarters(window), *([limit] if limit else [])],
+        f"SELECT {value} AS value, {_SUMS} FROM ({selects} UNION ALL "  # noqa: S608
+        f"SELECT {columns} FROM fresh WHERE dimension = ? AND slot >= ? AND slot < ?) r {grouped}",
+        [*params, dimension, *_quarters(window), *([limit] if limit else [])],
     )
     return [dict(row) for row in rows if row["questions"] or not limit]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mogine.analytics import unanswered
 from mogine.analytics.records import MAX_DAYS
-from mogine.analytics.store import AnalyticsStore, locked_file, size_bytes
+from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import SETTLED, Pace, purge_index, sum_up
 from mogine.errors import RequestError
 
@@ -63,19 +63,19 @@ def cleanup(
         return Cleanup(older_than_days, before, dry_run, 0, 0, 0)
     if not force:
         _check_clock(now, store.newest_at())
-    estimated = size_bytes(store.path) * rows // max(1, store.summary().rows)
+    estimated = store.size_bytes() * rows // max(1, store.summary().rows)
     if dry_run:
         return Cleanup(older_than_days, before, dry_run, rows, 0, estimated)
     with (
-        locked_file(store.path.with_name("cleanup.lock")),
+        store.lock("cleanup"),
         # A segment of the index that is just being built could take in what is deleted here.
-        locked_file(store.path.with_name("index.lock"), wait=True),
+        store.lock("index", wait=True),
     ):
         # Also what stays: whoever asked before and after the cut would count as two visitors later.
         sum_up(store, before=max(before, now - SETTLED), wait=True, sleep=sleep)
         # Neither what the sums take nor what lies in the journal is anything that deleting frees.
         _checkpoint(store, sleep)
-        size = size_bytes(store.path)
+        size = store.size_bytes()
         deleted = _in_slices(store, before, sleep)
         erased, freed = tidy(store, size, sleep)
     return Cleanup(older_than_days, before, dry_run, deleted, freed, estimated, erased)
@@ -89,8 +89,9 @@ def tidy(store: AnalyticsStore, size: int, sleep: Callable[[float], None]) -> tu
     unanswered.drop_deleted(store)
     purge_index(store, sleep=sleep)
     _give_back(store, Pace(store, 50, 20, 10_000, sleep))
+    store.sweep()
     erased = _checkpoint(store, sleep)
-    return erased, max(0, size - size_bytes(store.path))
+    return erased, max(0, size - store.size_bytes())
 
 
 def _in_slices(store: AnalyticsStore, before: datetime, sleep: Callable[[float], None]) -> int:

@@ -9,8 +9,6 @@ Recording does not wait for this. Rows are summed behind the writer, in the orde
 read transaction, by the same function. So the numbers are always those of all rows.
 """
 
-import json
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,9 @@ from hashlib import blake2b
 from typing import Any
 
 from mogine.analytics import histogram
+from mogine.analytics.engine import Connection
 from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
-from mogine.analytics.tables import Bulk, set_state, state
+from mogine.analytics.tables import LISTED, Bulk, Listing, set_state, state
 
 QUARTER_MS = 900_000
 LEVELS = (1, 4, 96, 1536)  # quarter-hours in a slot of each level
@@ -47,25 +46,25 @@ REACH = 2
 _REACH = "p.bucket IN (q.bucket - 2, q.bucket - 1, q.bucket)"
 _AFTER = "p.bucket IN (q.bucket, q.bucket + 1, q.bucket + 2)"
 
-FRESH = f"""
-CREATE TEMP TABLE IF NOT EXISTS fresh (
-  dimension TEXT NOT NULL, slot INTEGER NOT NULL, value TEXT NOT NULL, {", ".join(COLUMNS)}
+_REALS = ("cost_cny", "score")
+# What is not summed yet, as readers gather it and as the writer adds it. Types that both engines understand.
+FRESH = (
+    "CREATE TEMP TABLE IF NOT EXISTS fresh (dimension TEXT NOT NULL, slot BIGINT NOT NULL, "
+    "value TEXT NOT NULL, "
+    + ", ".join(f"{name} {'DOUBLE PRECISION' if name in _REALS else 'BIGINT'} NOT NULL" for name in COLUMNS)
+    + ")",
+    "CREATE TEMP TABLE IF NOT EXISTS fresh_asked (slot BIGINT NOT NULL, key BIGINT NOT NULL, "
+    "seq BIGINT NOT NULL, questions BIGINT NOT NULL, unanswered BIGINT NOT NULL)",
+    "CREATE TEMP TABLE IF NOT EXISTS fresh_sources (source TEXT NOT NULL, title TEXT NOT NULL)",
 )
-"""
-FRESH_ASKED = """
-CREATE TEMP TABLE IF NOT EXISTS fresh_asked (
-  slot INTEGER NOT NULL, key INTEGER NOT NULL, seq INTEGER NOT NULL,
-  questions INTEGER NOT NULL, unanswered INTEGER NOT NULL
-)
-"""
-FRESH_SOURCES = "CREATE TEMP TABLE IF NOT EXISTS fresh_sources (source TEXT NOT NULL, title TEXT NOT NULL)"
-_ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)
+_ADDED = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in COLUMNS)
 _SUMMED = ", ".join(f"sum({name})" for name in COLUMNS)
 _ADD_ASKED = Bulk(
     "INSERT INTO asked (slot, key, seq, questions, unanswered) VALUES ",
     5,
-    " ON CONFLICT (slot, key) DO UPDATE SET seq = max(seq, excluded.seq), "
-    "questions = questions + excluded.questions, unanswered = unanswered + excluded.unanswered",
+    " ON CONFLICT (slot, key) DO UPDATE SET "
+    "seq = CASE WHEN excluded.seq > asked.seq THEN excluded.seq ELSE asked.seq END, "
+    "questions = asked.questions + excluded.questions, unanswered = asked.unanswered + excluded.unanswered",
 )
 _ADD_FRESH = Bulk("INSERT INTO fresh VALUES ", 3 + len(COLUMNS))
 _ADD_FRESH_ASKED = Bulk("INSERT INTO fresh_asked (slot, key, seq, questions, unanswered) VALUES ", 5)
@@ -73,9 +72,14 @@ _ADD_FRESH_SOURCES = Bulk("INSERT INTO fresh_sources (source, title) VALUES ", 2
 _ADD_SOURCES = Bulk(
     "INSERT INTO sources (source, title) VALUES ",
     2,
-    " ON CONFLICT (source) DO UPDATE SET title = excluded.title WHERE title <> excluded.title",
+    " ON CONFLICT (source) DO UPDATE SET title = excluded.title WHERE sources.title <> excluded.title",
 )
-_SET_WAITS = Bulk("INSERT OR REPLACE INTO waits (level, slot, first_token, duration) VALUES ", 4)
+_SET_WAITS = Bulk(
+    "INSERT INTO waits (level, slot, first_token, duration) VALUES ",
+    4,
+    " ON CONFLICT (level, slot) DO UPDATE SET first_token = excluded.first_token, "
+    "duration = excluded.duration",
+)
 
 Waits = dict[int, tuple[Counter[int], Counter[int]]]
 Asked = dict[tuple[int, int], list[int]]
@@ -115,17 +119,17 @@ class Rows:
 
     def first(self, column: str) -> str:
         """The condition that a row is the first of its visitor (or session)."""
-        named = f"q.{column} <> '' AND NOT q.bot"
+        named = f"q.{column} <> '' AND q.bot = 0"
         earlier = (  # our own column names
             f"EXISTS (SELECT 1 FROM queries p WHERE {_REACH} AND p.{column} = q.{column} "  # noqa: S608
-            "AND p.seq < q.seq AND NOT p.bot)"
+            "AND p.seq < q.seq AND p.bot = 0)"
         )
         if not self.late:
             return f"{named} AND NOT {earlier}"
         # One that came late is not the first when a later one was counted already.
         counted = (
             f"EXISTS (SELECT 1 FROM queries p WHERE {_AFTER} AND p.{column} = q.{column} "  # noqa: S608
-            "AND p.seq > q.seq AND NOT p.bot "
+            "AND p.seq > q.seq AND p.bot = 0 "
             "AND p.seq <= (SELECT value FROM state WHERE name = 'summed_upto') "
             "AND p.seq NOT IN (SELECT seq FROM uncounted))"
         )
@@ -190,21 +194,22 @@ def _spent(prompt: int | None, completion: int | None, reasoning: int | None, co
     return packed
 
 
-def fold(connection: sqlite3.Connection, rows: Rows) -> Sums:
+def fold(connection: Connection, rows: Rows, middle: int = 0) -> Sums:
     """Sums of `rows`, read once in the order of their keys, with what they cite beside them.
+
+    With a `middle` all but what is told of everybody is summed by two slots instead of quarter-hours:
+    `middle` for what comes from there on, the one before it for the rest.
 
     In Python, since grouping by each dimension in SQL means to sort the rows for each anew.
     """
-    few: defaultdict[tuple[int, int, str, str, str, str], int] = defaultdict(int)
+    everybody: defaultdict[tuple[str, int, str], int] = defaultdict(int)
+    few: defaultdict[tuple[int, str, str, str, str], int] = defaultdict(int)
     people = _People()
     cited = _Cited(connection, rows)
-    reading = connection.cursor()
-    reading.row_factory = None  # plain tuples: a third quicker
-    reading.execute(f"{_ROWS} WHERE {rows.condition} ORDER BY q.seq", rows.params)
     for (
         seq, bot, provider, model, status, error, answered, feedback, estimated, prompt, completion,
         reasoning, cost, first, duration, page, visitor, session, question,
-    ) in reading:  # fmt: skip
+    ) in connection.plain(f"{_ROWS} WHERE {rows.condition} ORDER BY q.seq", rows.params):  # fmt: skip
         slot = (seq >> SEQ_BITS) // QUARTER_MS
         packed = _outcome(status, answered, feedback, estimated)
         packed += _spent(prompt, completion, reasoning, cost)
@@ -214,36 +219,34 @@ def fold(connection: sqlite3.Connection, rows: Rows) -> Sums:
             duration = None
         elif duration is not None:
             packed += _ONE_DURATION + (duration << _AT_DURATION)
-        few[slot, bot, provider, model, status, error] += packed
         sources = cited.under(seq)
+        everybody["bot" if bot else "all", slot, ""] += packed
         if not bot:
+            if middle:
+                slot = middle if slot >= middle else middle - 1
+            few[slot, provider, model, status, error] += packed
             people.pages[slot, page] += packed
             people.cite(slot, sources, packed)
             people.wait(slot, first, duration)
             people.ask(seq, question, answered == "no")
             people.visitors.see(visitor, seq)
             people.sessions.see(session, seq)
-    numbers = _by_dimension(few)
+    numbers = everybody
     for seen, column, name in (
         (people.visitors, "visitor", "visitors"),
         (people.sessions, "session", "sessions"),
     ):
         for slot, count in _firsts(connection, rows, column, seen).items():
             numbers["all", slot, ""] += count << _AT[name]
+    numbers.update(_by_dimension(few))
     numbers.update((("page", *key), packed) for key, packed in people.pages.items())
     numbers.update((("source", *key), packed) for key, packed in people.sources.items())
     return Sums(numbers, people.scores, _in_buckets(people.waits), _by_key(people.asked), cited.titles)
 
 
-def _by_dimension(
-    few: Mapping[tuple[int, int, str, str, str, str], int],
-) -> defaultdict[tuple[str, int, str], int]:
+def _by_dimension(few: Mapping[tuple[int, str, str, str, str], int]) -> dict[tuple[str, int, str], int]:
     numbers: defaultdict[tuple[str, int, str], int] = defaultdict(int)
-    for (slot, bot, *values), packed in few.items():
-        if bot:
-            numbers["bot", slot, ""] += packed
-            continue
-        numbers["all", slot, ""] += packed
+    for (slot, *values), packed in few.items():
         for dimension, value in zip(_FEW, values, strict=True):
             numbers[dimension, slot, value] += packed
     return numbers
@@ -252,16 +255,14 @@ def _by_dimension(
 class _Cited:
     """What is cited under rows that are read in their order beside this."""
 
-    def __init__(self, connection: sqlite3.Connection, rows: Rows) -> None:
+    def __init__(self, connection: Connection, rows: Rows) -> None:
         self.titles: dict[str, str] = {}
-        self._reading = connection.cursor()
-        self._reading.row_factory = None
         condition = rows.condition.replace("q.seq", "seq")
-        self._reading.execute(
+        self._reading = connection.plain(
             f"SELECT seq, source, title, score FROM citations WHERE {condition} ORDER BY seq, number",  # noqa: S608
             rows.params,
         )
-        self._next = self._reading.fetchone()
+        self._next = next(self._reading, None)
 
     def under(self, seq: int) -> list[tuple[str, float]]:
         """Documents cited under the row `seq`, with the scores of the citations."""
@@ -272,7 +273,7 @@ class _Cited:
                 found.append((source, score))
                 if title > self.titles.get(source, ""):
                     self.titles[source] = title
-            self._next = self._reading.fetchone()
+            self._next = next(self._reading, None)
         return found
 
 
@@ -333,7 +334,7 @@ class _Seen:
         self._last[hash] = bucket
 
 
-def _firsts(connection: sqlite3.Connection, rows: Rows, column: str, seen: _Seen) -> Counter[int]:
+def _firsts(connection: Connection, rows: Rows, column: str, seen: _Seen) -> Counter[int]:
     """By quarter-hour, how many came first. Only rows whose bucket those before `rows` can reach need to
     be compared with these: all that lies after the beginning of `rows` is among them."""
     known = -1 if rows.late else (rows.params[0] >> BUCKET_BITS) + REACH
@@ -341,9 +342,8 @@ def _firsts(connection: sqlite3.Connection, rows: Rows, column: str, seen: _Seen
     doubted = [seq for seq in seen.first if rows.late or seq >> BUCKET_BITS <= known]
     if doubted:
         found = connection.execute(
-            "SELECT q.seq FROM json_each(?) j CROSS JOIN queries q ON q.seq = j.value "  # noqa: S608
-            f"WHERE {rows.first(column)}",
-            (json.dumps(doubted),),
+            f"SELECT q.seq FROM queries q WHERE q.seq {LISTED} AND {rows.first(column)}",  # noqa: S608
+            (Listing(doubted),),
         )
         sure += [row[0] for row in found]
     return Counter((seq >> SEQ_BITS) // QUARTER_MS for seq in sure)
@@ -376,15 +376,19 @@ def _by_key(questions: Mapping[tuple[int, str], Sequence[int]]) -> Asked:
     return found
 
 
-def gather_tail(connection: sqlite3.Connection, low: int, high: int) -> Waits:
-    """What is not summed yet of the rows from `low` to before `high`, into temporary tables; their waits."""
-    connection.execute(FRESH)
-    connection.execute(FRESH_ASKED)
-    connection.execute(FRESH_SOURCES)
+def gather_tail(connection: Connection, low: int, middle: int, high: int) -> Waits:
+    """What is not summed yet of the rows from `low` to before `high`, into temporary tables; their waits.
+
+    By quarter-hours only what is told of everybody: nobody asks for other parts than those before and after
+    the quarter-hour of `middle`.
+    """
+    for table in FRESH:
+        connection.execute(table)
     found: Waits = {}
     upto = state(connection)["summed_upto"]
     for rows in (Rows(max(low - 1, upto), high - 1), Rows(late=True)):
-        sums = fold(connection, rows)
+        # What came late may lie before and after all that is asked for.
+        sums = fold(connection, rows, 0 if rows.late else (middle >> SEQ_BITS) // QUARTER_MS)
         _ADD_FRESH.run(connection, sums.entries())
         for slot, pair in sums.waits.items():
             both = found.setdefault(slot, (Counter(), Counter()))
@@ -398,7 +402,7 @@ def gather_tail(connection: sqlite3.Connection, low: int, high: int) -> Waits:
 # --- summing up ----------------------------------------------------------------------------------
 
 
-def sum_up(writer: sqlite3.Connection, limit: int, before: int) -> int:
+def sum_up(writer: Connection, limit: int, before: int) -> int:
     """Adds the next rows before the key `before`, at most `limit`, to the sums; how many."""
     late = writer.execute("SELECT count(*) FROM uncounted").fetchone()[0]
     if late:
@@ -407,7 +411,7 @@ def sum_up(writer: sqlite3.Connection, limit: int, before: int) -> int:
     upto = state(writer)["summed_upto"]
     count, last = writer.execute(
         "SELECT count(*), max(seq) FROM "
-        "(SELECT seq FROM queries WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?)",
+        "(SELECT seq FROM queries WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?) AS following",
         (upto, before, limit),
     ).fetchone()
     if count:
@@ -416,7 +420,7 @@ def sum_up(writer: sqlite3.Connection, limit: int, before: int) -> int:
     return int(late + count)
 
 
-def _add(writer: sqlite3.Connection, rows: Rows) -> None:
+def _add(writer: Connection, rows: Rows) -> None:
     sums = fold(writer, rows)
     _set_fresh(writer, sums)
     add_fresh(writer)
@@ -425,25 +429,25 @@ def _add(writer: sqlite3.Connection, rows: Rows) -> None:
     _ADD_SOURCES.run(writer, list(sums.titles.items()))
 
 
-def _set_fresh(writer: sqlite3.Connection, sums: Sums) -> None:
-    writer.execute(FRESH)
+def _set_fresh(writer: Connection, sums: Sums) -> None:
+    writer.execute(FRESH[0])
     writer.execute("DELETE FROM fresh")
     _ADD_FRESH.run(writer, sums.entries())
     _few_pages(writer)
 
 
-def add_fresh(writer: sqlite3.Connection, levels: Sequence[int] = range(len(LEVELS))) -> None:
+def add_fresh(writer: Connection, levels: Sequence[int] = range(len(LEVELS))) -> None:
     """Adds what was gathered to the sums of each level."""
     for level in levels:
         writer.execute(
-            f"INSERT INTO rollups SELECT dimension, {level}, slot / {LEVELS[level]} AS slot, value, "  # noqa: S608
+            f"INSERT INTO rollups SELECT dimension, {level}, slot / {LEVELS[level]}, value, "  # noqa: S608
             f"{_SUMMED} FROM fresh WHERE true GROUP BY dimension, slot / {LEVELS[level]}, value "
             f"ON CONFLICT (dimension, level, slot, value) DO UPDATE SET {_ADDED}"
         )
     writer.execute("DELETE FROM fresh")
 
 
-def _few_pages(writer: sqlite3.Connection) -> None:
+def _few_pages(writer: Connection) -> None:
     """Puts the pages beyond MAX_PAGES of a day under one name."""
     size = LEVELS[DAY_LEVEL]
     days = writer.execute(
@@ -467,23 +471,26 @@ def _few_pages(writer: sqlite3.Connection) -> None:
             )
 
 
-def _add_waits(writer: sqlite3.Connection, found: Waits) -> None:
-    entries: dict[tuple[int, int], tuple[Counter[int], Counter[int]]] = {}
+def _add_waits(writer: Connection, found: Waits) -> None:
+    rows = []
     for level, size in enumerate(LEVELS):
+        entries: dict[int, tuple[Counter[int], Counter[int]]] = {}
         for slot, pair in found.items():
-            first, whole = entries.setdefault((level, slot // size), (Counter(), Counter()))
+            first, whole = entries.setdefault(slot // size, (Counter(), Counter()))
             first.update(pair[0])
             whole.update(pair[1])
-    rows = []
-    for key, pair in entries.items():
         known = writer.execute(
-            "SELECT first_token, duration FROM waits WHERE level = ? AND slot = ?", key
-        ).fetchone() or (b"", b"")
-        rows.append((*key, *(histogram.add(old, new) for old, new in zip(known, pair, strict=True))))
+            f"SELECT slot, first_token, duration FROM waits WHERE level = ? AND slot {LISTED}",  # noqa: S608
+            (level, Listing(list(entries))),
+        )
+        packed = {row[0]: (row[1], row[2]) for row in known}
+        for slot, pair in entries.items():
+            old = packed.get(slot, (b"", b""))
+            rows.append((level, slot, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
     _SET_WAITS.run(writer, rows)
 
 
-def _add_asked(writer: sqlite3.Connection, entries: Mapping[tuple[int, int], list[int]]) -> None:
+def _add_asked(writer: Connection, entries: Mapping[tuple[int, int], list[int]]) -> None:
     """Adds questions, and keeps few of each 8 hours: the most frequent, once these are over."""
     if not entries:
         return
@@ -501,19 +508,19 @@ def _add_asked(writer: sqlite3.Connection, entries: Mapping[tuple[int, int], lis
     set_state(writer, asked_open=max(opened, *slots))
 
 
-def prune_asked(writer: sqlite3.Connection, slot: int, kept: int) -> None:
+def prune_asked(writer: Connection, slot: int, kept: int) -> None:
     """Leaves of these 8 hours the `kept` questions asked most often."""
     writer.execute(
-        "DELETE FROM asked WHERE slot = ?1 AND key IN (SELECT key FROM asked WHERE slot = ?1 "
-        "ORDER BY questions DESC, seq DESC LIMIT -1 OFFSET ?2)",
-        (slot, kept),
+        "DELETE FROM asked WHERE slot = ? AND key IN (SELECT key FROM asked WHERE slot = ? "
+        "ORDER BY questions DESC, seq DESC LIMIT ? OFFSET ?)",
+        (slot, slot, 2**62, kept),
     )
 
 
 # --- changes of rows that are summed already -----------------------------------------------------
 
 
-def change_feedback(writer: sqlite3.Connection, seq: int, rating: str) -> None:
+def change_feedback(writer: Connection, seq: int, rating: str) -> None:
     """The thumb of the row `seq` is about to become `rating`."""
     if seq > state(writer)["summed_upto"]:
         return
@@ -534,7 +541,7 @@ def change_feedback(writer: sqlite3.Connection, seq: int, rating: str) -> None:
             )
 
 
-def _places(writer: sqlite3.Connection, row: Mapping[str, Any], slot: int) -> Iterator[tuple[str, str]]:
+def _places(writer: Connection, row: Mapping[str, Any], slot: int) -> Iterator[tuple[str, str]]:
     """Under which dimensions and values a row was counted."""
     if row["bot"]:
         yield "bot", ""
@@ -553,7 +560,7 @@ def _places(writer: sqlite3.Connection, row: Mapping[str, Any], slot: int) -> It
         yield "source", source
 
 
-def rename_value(writer: sqlite3.Connection, dimension: str, value: str, new: str) -> int:
+def rename_value(writer: Connection, dimension: str, value: str, new: str) -> int:
     """Takes a value out of the sums, whose numbers go to `new`; how many entries there were."""
     writer.execute(
         f"INSERT INTO rollups SELECT dimension, level, slot, ?, {', '.join(COLUMNS)} FROM rollups "  # noqa: S608
@@ -569,7 +576,7 @@ def rename_value(writer: sqlite3.Connection, dimension: str, value: str, new: st
 # --- building anew -------------------------------------------------------------------------------
 
 
-def rebuild_hour(writer: sqlite3.Connection, hour: int) -> int:
+def rebuild_hour(writer: Connection, hour: int) -> int:
     """The sums of an hour from its rows, all of them; how many are counted."""
     low, high = hour * LEVELS[1], (hour + 1) * LEVELS[1]
     for dimension in DIMENSIONS:
@@ -594,7 +601,7 @@ def rebuild_hour(writer: sqlite3.Connection, hour: int) -> int:
     return counted
 
 
-def rebuild_slot(writer: sqlite3.Connection, level: int, slot: int) -> None:
+def rebuild_slot(writer: Connection, level: int, slot: int) -> None:
     """A slot of an upper level from those below it."""
     ratio = LEVELS[level] // LEVELS[level - 1]
     low, high = slot * ratio, (slot + 1) * ratio
@@ -604,7 +611,7 @@ def rebuild_slot(writer: sqlite3.Connection, level: int, slot: int) -> None:
         )
         writer.execute(
             f"INSERT INTO rollups SELECT dimension, ?, ?, value, {_SUMMED} FROM rollups "  # noqa: S608
-            "WHERE dimension = ? AND level = ? AND slot >= ? AND slot < ? GROUP BY value",
+            "WHERE dimension = ? AND level = ? AND slot >= ? AND slot < ? GROUP BY dimension, value",
             (level, slot, dimension, level - 1, low, high),
         )
     below = writer.execute(
@@ -617,7 +624,7 @@ def rebuild_slot(writer: sqlite3.Connection, level: int, slot: int) -> None:
         _SET_WAITS.run(writer, [(level, slot, *packed)])
 
 
-def rebuild_asked(writer: sqlite3.Connection, slot: int) -> None:
+def rebuild_asked(writer: Connection, slot: int) -> None:
     """The questions of 8 hours that are over."""
     low, high = slot * ASKED_QUARTERS * QUARTER_MS << 20, (slot + 1) * ASKED_QUARTERS * QUARTER_MS << 20
     writer.execute("DELETE FROM asked WHERE slot = ?", (slot,))

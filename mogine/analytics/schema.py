@@ -5,6 +5,14 @@ APPLICATION_ID = 0x6D6F6769  # "mogi": tells our file from any other SQLite file
 SEQ_BITS = 20
 BUCKET_BITS = 46  # a bucket is 18.6 hours
 
+# What is written of one question into the table `queries`; texts and citations have tables of their own.
+ROW_COLUMNS = (
+    "seq", "id", "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type",
+    "answered", "top_score",
+    "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
+    "first_token_ms", "duration_ms", "feedback", "bot", "signals", "search_ms",
+)  # fmt: skip
+
 # `seq` is the start in milliseconds shifted left by 20 bits, plus 20 bits taken from the id. So the rows
 # lie on disk in order of time, a window of time is one range of keys, every index is by its nature
 # ordered by time too, and rows that come late from the spool take their proper place.

@@ -6,15 +6,14 @@ built again when a row of it is deleted: what is deleted is then in no index, wh
 from version 3.42 on only. What the index finds is always compared with the text itself.
 """
 
-import json
 import re
-import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import add
 
-from mogine.analytics.tables import set_state, state
+from mogine.analytics.engine import Connection
+from mogine.analytics.tables import FROM_LIST, LISTED, NOT_LISTED, Listing, set_state, state
 
 SEGMENT_ROWS = 16_384
 BITMAP_BYTES = SEGMENT_ROWS // 8
@@ -107,13 +106,13 @@ def pack(found: "array[int]") -> bytes:
     return bytes(bits)
 
 
-def in_segment(reader: sqlite3.Connection, segment: int, wanted: Wanted) -> list[int]:
+def in_segment(reader: Connection, segment: int, wanted: Wanted) -> list[int]:
     """Places of the rows of `segment` that have every term of `wanted`."""
     lists: list[bytes] = []
     if wanted.exact:
         rows = reader.execute(
-            "SELECT places FROM terms WHERE segment = ? AND term IN (SELECT value FROM json_each(?))",
-            (segment, json.dumps(sorted(wanted.exact))),
+            f"SELECT places FROM terms WHERE segment = ? AND term {LISTED}",  # noqa: S608
+            (segment, Listing(sorted(wanted.exact))),
         ).fetchall()
         if len(rows) < len(wanted.exact):
             return []
@@ -144,7 +143,7 @@ def in_segment(reader: sqlite3.Connection, segment: int, wanted: Wanted) -> list
 # --- building ------------------------------------------------------------------------------------
 
 
-def waiting(reader: sqlite3.Connection, before_seq: int) -> list[int]:
+def waiting(reader: Connection, before_seq: int) -> list[int]:
     """Rows for the next segment; empty while there are not enough to fill it."""
     late = [
         row[0] for row in reader.execute("SELECT seq FROM unindexed ORDER BY seq LIMIT ?", (SEGMENT_ROWS,))
@@ -157,14 +156,11 @@ def waiting(reader: sqlite3.Connection, before_seq: int) -> list[int]:
     return sorted(found) if len(found) == SEGMENT_ROWS else []
 
 
-def collect(
-    reader: sqlite3.Connection, seqs: Sequence[int], first: int, index: "dict[str, array[int]]"
-) -> None:
+def collect(reader: Connection, seqs: Sequence[int], first: int, index: "dict[str, array[int]]") -> None:
     """Adds the terms of `seqs`, whose first one has the place `first`, to `index`."""
     rows = reader.execute(
-        "SELECT seq, question, answer FROM texts WHERE seq >= ? AND seq <= ? AND seq IN "
-        "(SELECT value FROM json_each(?))",
-        (seqs[0], seqs[-1], json.dumps(seqs)),
+        f"SELECT seq, question, answer FROM texts WHERE seq >= ? AND seq <= ? AND seq {LISTED}",  # noqa: S608
+        (seqs[0], seqs[-1], Listing(seqs)),
     )
     texts = {seq: (question, answer) for seq, question, answer in rows}
     for place, seq in enumerate(seqs, start=first):
@@ -177,9 +173,7 @@ def collect(
                     found.append(place)
 
 
-def write_terms(
-    writer: sqlite3.Connection, segment: int, entries: "Iterable[tuple[str, array[int]]]"
-) -> None:
+def write_terms(writer: Connection, segment: int, entries: "Iterable[tuple[str, array[int]]]") -> None:
     """Writes terms of a segment that nobody sees before `seal`."""
     writer.executemany(
         "INSERT INTO terms (segment, term, places) VALUES (?, ?, ?)",
@@ -187,73 +181,74 @@ def write_terms(
     )
 
 
-def new_segment(writer: sqlite3.Connection) -> int:
+def new_segment(writer: Connection) -> int:
     """A number that no segment ever had; it is out of use until it is sealed."""
     return int(
         writer.execute(
-            "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (0, 0, 0, x'') RETURNING id"
+            "INSERT INTO segments (live, first_seq, last_seq, seqs) VALUES (0, 0, 0, ?) RETURNING id", (b"",)
         ).fetchone()[0]
     )
 
 
-def seal(writer: sqlite3.Connection, segment: int, seqs: Sequence[int]) -> None:
+def seal(writer: Connection, segment: int, seqs: Sequence[int]) -> None:
     """From here on `seqs` are found through `segment`."""
     upto = state(writer)["sealed_upto"]
-    listed = json.dumps(seqs)
+    listed = Listing(seqs)
     writer.execute(
         "UPDATE segments SET live = 1, first_seq = ?, last_seq = ?, seqs = ? WHERE id = ?",
         (seqs[0], seqs[-1], array("q", seqs).tobytes(), segment),
     )
-    writer.execute("DELETE FROM unindexed WHERE seq IN (SELECT value FROM json_each(?))", (listed,))
+    writer.execute(f"DELETE FROM unindexed WHERE seq {LISTED}", (listed,))  # noqa: S608
     if seqs[-1] > upto:
         # What was committed while the segment was built.
         writer.execute(
-            "INSERT OR IGNORE INTO unindexed (seq) SELECT seq FROM queries WHERE seq > ? AND seq <= ? "
-            "AND seq NOT IN (SELECT value FROM json_each(?))",
+            "INSERT INTO unindexed (seq) SELECT seq FROM queries WHERE seq > ? AND seq <= ? "  # noqa: S608
+            f"AND seq {NOT_LISTED} ON CONFLICT DO NOTHING",
             (upto, seqs[-1], listed),
         )
         set_state(writer, sealed_upto=seqs[-1])
 
 
-def unseal(writer: sqlite3.Connection, low: int, high: int, kept_from: int = 0) -> None:
+def unseal(writer: Connection, low: int, high: int, kept_from: int = 0) -> None:
     """Takes segments with rows from `low` to `high` out of use: their rows, if not before `kept_from`, are
     found by reading, until they are in a segment again."""
     hit = writer.execute(
-        "SELECT id, seqs FROM segments WHERE live AND first_seq <= ? AND last_seq >= ?", (high, low)
+        "SELECT id, seqs FROM segments WHERE live = 1 AND first_seq <= ? AND last_seq >= ?", (high, low)
     ).fetchall()
     for segment, packed in hit:
-        writer.execute("UPDATE segments SET live = 0, seqs = x'' WHERE id = ?", (segment,))
+        writer.execute("UPDATE segments SET live = 0, seqs = ? WHERE id = ?", (b"", segment))
         kept = [seq for seq in array("q", packed) if seq >= kept_from]
         writer.execute(
-            "INSERT OR IGNORE INTO unindexed (seq) SELECT value FROM json_each(?)", (json.dumps(kept),)
+            f"INSERT INTO unindexed (seq) {FROM_LIST} WHERE true ON CONFLICT DO NOTHING",
+            (Listing(kept),),
         )
 
 
-def purge(writer: sqlite3.Connection, limit: int) -> bool:
+def purge(writer: Connection, limit: int) -> bool:
     """Deletes at most `limit` terms of segments that are out of use; False when there were none."""
-    row = writer.execute("SELECT id FROM segments WHERE NOT live LIMIT 1").fetchone()
+    row = writer.execute("SELECT id FROM segments WHERE live = 0 LIMIT 1").fetchone()
     if row is None:
         return False
     gone = writer.execute(
-        "DELETE FROM terms WHERE segment = ?1 AND term IN "
-        "(SELECT term FROM terms WHERE segment = ?1 ORDER BY term LIMIT ?2)",
-        (row[0], limit),
+        "DELETE FROM terms WHERE segment = ? AND term IN "
+        "(SELECT term FROM terms WHERE segment = ? ORDER BY term LIMIT ?)",
+        (row[0], row[0], limit),
     ).rowcount
     if gone < limit:
         writer.execute("DELETE FROM segments WHERE id = ?", (row[0],))
     return True
 
 
-def newest_first(reader: sqlite3.Connection, low: int, high: int) -> list[tuple[int, int]]:
+def newest_first(reader: Connection, low: int, high: int) -> list[tuple[int, int]]:
     """Segments that may hold rows from `low` to before `high`: number and newest row."""
     rows = reader.execute(
-        "SELECT id, last_seq FROM segments WHERE live AND last_seq >= ? AND first_seq < ? "
+        "SELECT id, last_seq FROM segments WHERE live = 1 AND last_seq >= ? AND first_seq < ? "
         "ORDER BY last_seq DESC",
         (low, high),
     )
     return [(segment, last) for segment, last in rows]
 
 
-def rows_of(reader: sqlite3.Connection, segment: int) -> "array[int]":
+def rows_of(reader: Connection, segment: int) -> "array[int]":
     """Every row of a segment, by place."""
     return array("q", reader.execute("SELECT seqs FROM segments WHERE id = ?", (segment,)).fetchone()[0])

@@ -8,12 +8,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from mogine.analytics.engine import Reader
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, Reader
+from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.tables import LISTED, Listing
 
-MAX_IDS = 500
+LOOK_S = 5.0
 END_OF_TIME = (1 << 63) - 1
 
 
@@ -45,7 +47,7 @@ class Spending:
         The moments are whole quarter-hours, as midnight is anywhere. Raises MogineError when the record
         cannot be read.
         """
-        with self._store.reader() as reader:
+        with self._store.reader(LOOK_S) as reader:
             if set(moments) != set(self._settled) or not (
                 self._settled_at <= now <= self._settled_at + self._anew_after
             ):
@@ -84,14 +86,8 @@ def _sum(reader: Reader, since: datetime, until: datetime | None) -> float:
 
 
 def _recorded(reader: Reader, ids: Collection[str]) -> frozenset[str]:
-    found: set[str] = set()
-    every = list(ids)
-    for start in range(0, len(every), MAX_IDS):
-        part = every[start : start + MAX_IDS]
-        marks = ",".join("?" * len(part))
-        rows = reader.all(f"SELECT id FROM queries WHERE id IN ({marks})", part)  # noqa: S608 - only marks
-        found.update(row[0] for row in rows)
-    return frozenset(found)
+    rows = reader.all(f"SELECT id FROM queries WHERE id {LISTED}", (Listing(list(ids)),))  # noqa: S608
+    return frozenset(row[0] for row in rows)
 
 
 def _quarter(at: datetime) -> datetime:

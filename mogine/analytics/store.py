@@ -1,24 +1,28 @@
-"""The record of questions in one SQLite file: creation and upgrades, rows in, rows out, rows deleted."""
+"""The record of questions: rows in, rows out, rows deleted, whichever database keeps it."""
 
 import contextlib
-import fcntl
-import json
-import os
-import sqlite3
-import threading
-import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hmac import compare_digest
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from zlib import crc32
 
 from mogine.analytics import rollups, search
+from mogine.analytics.engine import (
+    BUSY_MS,
+    PATIENT_BUSY_MS,
+    Bound,
+    Connection,
+    Damaged,
+    Engine,
+    Reader,
+    Row,
+)
 from mogine.analytics.records import (
     QueryRecord,
     Selection,
@@ -27,57 +31,33 @@ from mogine.analytics.records import (
     signal_bits,
     signals_of,
 )
-from mogine.analytics.schema import APPLICATION_ID, MIGRATION_SET, SEQ_BITS, STEPS
-from mogine.analytics.tables import BULK_SIZES, Bulk, set_state, state
+from mogine.analytics.schema import ROW_COLUMNS, SEQ_BITS, STEPS
+from mogine.analytics.sqlite import SqliteEngine
+from mogine.analytics.tables import LISTED, Listing, set_state, state
 from mogine.chat import Citation
-from mogine.errors import Locked, RequestError, StoreError, Unavailable
+from mogine.errors import RequestError, SettingsError
+from mogine.settings import Settings
 
-BUSY_MS = 100
-# SQLite's own waiting looks ever more seldom, up to every 100 ms, and misses short rests of who deletes.
-POLL_S = 0.002
-PATIENT_BUSY_MS = 5_000
 MAX_SEARCH_CHARS = 100
 MAX_TEXT_CHARS = 128 * 1024
 MAX_WORD_CHARS = 512
 MAX_INTEGER = 2**53
 COST_DIGITS = 10  # behind the point, of CNY: what floating point adds further right is noise
 MAX_FEEDBACK_AGE_MS = 24 * 3_600_000
-TOO_LONG = "this would take too long; ask for fewer days or a narrower filter"
 SEARCH_CHUNK = 256
-PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: well under a millisecond
 
-_NUMBERS = (
-    "kind", "session", "visitor", "page_url", "provider", "model", "status", "error_type", "answered",
-    "top_score", "prompt_tokens", "completion_tokens", "reasoning_tokens", "tokens_estimated", "cost_cny",
-    "first_token_ms", "duration_ms", "feedback", "bot", "signals", "search_ms",
-)  # fmt: skip
-_ROW = f"({', '.join('?' * (len(_NUMBERS) + 2))})"
-_INSERT_ROWS = {
-    size: f"INSERT INTO queries (seq, id, {', '.join(_NUMBERS)}) "  # noqa: S608 - our own column names
-    f"VALUES {', '.join([_ROW] * size)} ON CONFLICT (id) DO NOTHING"
-    for size in BULK_SIZES
-}
-_INSERT_MANY_TEXTS = Bulk("INSERT OR REPLACE INTO texts (seq, question, answer) VALUES ", 3)
-_INSERT_MANY_CITATIONS = Bulk("INSERT OR REPLACE INTO citations VALUES ", 7)
+_VALUES = ROW_COLUMNS[2:]
 _SELECT_CITATIONS = (
-    "SELECT seq, number, title, source, heading, url, score FROM citations "
-    "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq, number"
+    f"SELECT seq, number, title, source, heading, url, score FROM citations "  # noqa: S608
+    f"WHERE seq {LISTED} ORDER BY seq, number"
 )
 _SELECT_ROWS = (
-    f"SELECT q.seq, q.id, {', '.join('q.' + name for name in _NUMBERS)}, "  # noqa: S608
+    f"SELECT q.seq, q.id, {', '.join('q.' + name for name in _VALUES)}, "  # noqa: S608
     "t.question, t.answer FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
 )
 
 
 _KEYED_BY_ROW = ("texts", "citations", "feedback", "unindexed", "uncounted", "gap_questions", "queries")
-
-Bound = tuple[list[Any], tuple[str, str], list[tuple[Any, ...]]]
-
-
-class Damaged(StoreError):
-    """The file is no SQLite database, or its pages contradict each other; `inode` tells which file."""
-
-    inode = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,33 +105,6 @@ class Asker:
         return same_session or (bool(visitor) and compare_digest(self.visitor.encode(), visitor.encode()))
 
 
-class Reader:
-    """A read-only connection; all that is asked of it must end within `deadline_s`."""
-
-    def __init__(self, connection: sqlite3.Connection, deadline_s: float | None, name: str) -> None:
-        self.connection = connection
-        self._name = name
-        self._end = None if deadline_s is None else time.monotonic() + deadline_s
-        if self._end is not None:
-            connection.set_progress_handler(self._is_late, PROGRESS_STEPS)
-
-    def _is_late(self) -> bool:
-        return self._end is not None and time.monotonic() > self._end
-
-    def all(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
-        """Every row of one statement."""
-        if self._is_late():
-            raise Unavailable(TOO_LONG)
-        try:
-            return self.connection.execute(sql, params).fetchall()
-        except sqlite3.Error as error:
-            raise translate(error, self._name) from error
-
-    def one(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Row:
-        """The first row; for statements that always have one."""
-        return self.all(sql, params)[0]
-
-
 class LastingReader:
     """A read-only connection for many short looks, each at one state of the record; in between it holds
     nothing open. For one thread at a time."""
@@ -159,7 +112,7 @@ class LastingReader:
     def __init__(self, store: "AnalyticsStore", deadline_s: float | None) -> None:
         self._store = store
         self._deadline_s = deadline_s
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
 
     @contextlib.contextmanager
     def look(self) -> Iterator[Reader]:
@@ -167,11 +120,9 @@ class LastingReader:
         with self._store.translated():
             if self._connection is None:
                 self._connection = self._store.open_reader()
-                # The shortest decimal form of a number, for those of which SQLite has none.
-                self._connection.create_function("exact", 1, repr, deterministic=True)
             self._connection.execute("BEGIN")
             try:
-                yield Reader(self._connection, self._deadline_s, self._store.name)
+                yield Reader(self._connection, self._deadline_s)
             finally:
                 self._connection.execute("ROLLBACK")
 
@@ -182,193 +133,104 @@ class LastingReader:
 
 
 class AnalyticsStore:
-    """The record at `path`. Reading never creates a file: an absent one reads as an empty record.
+    """The record: in the SQLite file at `path`, or with `url` in PostgreSQL, and then `path` only tells where
+    the data folder is. Reading never creates a file: an absent one reads as an empty record.
 
-    Writing keeps one connection, which several threads may share one at a time; it is opened when
-    first needed, and again when the file was replaced behind our back. Several processes may write.
+    Several threads, processes and, with PostgreSQL, machines may write.
     """
 
     def __init__(
         self,
         path: Path,
+        url: str = "",
         *,
         steps: Sequence[tuple[str, str]] = STEPS,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.path = path
-        self._steps = steps
-        self.name = f"{path.parent.name}/{path.name}"
+        self._engine: Engine = _postgres(url, steps) if url else SqliteEngine(path, steps, clock)
         self._clock = clock
-        self._lock = threading.Lock()
-        self._writer: sqlite3.Connection | None = None
-        self._inode = 0
-        self._durable = True
-        self._version = 0
-        self.visits = 0
+        self.is_file = not url
 
-    # --- opening ---------------------------------------------------------------------------------
+    # --- the engine ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._engine.name
+
+    @property
+    def visits(self) -> int:
+        """Grows when somebody else writes, or we do durably."""
+        return self._engine.visits
+
+    @property
+    def held_s(self) -> float:
+        """How long our last transaction has kept others from writing."""
+        return self._engine.held_s
 
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
-        """Creates the file, or upgrades it after a backup; does nothing when it is up to date.
+        """Makes the tables, or upgrades them (a file after a backup); does nothing when they are up to date.
 
-        Raises StoreError when it cannot be written, is of a newer mogine or no record of ours (the
-        file stays untouched), Damaged when it is no sound database, Locked when somebody holds it.
+        Raises StoreError when that cannot be written, is of a newer mogine or no record of ours (it stays
+        untouched), Damaged when it is no sound database, Locked when somebody holds it.
         """
-        with self.translated():
-            if not self._pending(busy_ms):
-                return
-            self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            with locked_file(self.path.with_name(self.path.name + ".lock"), wait=True):
-                if pending := self._pending(busy_ms):
-                    self._upgrade(pending)
-
-    def _pending(self, busy_ms: int) -> tuple[str, ...]:
-        """Names of the steps that the file lacks."""
-        every = tuple(name for name, _ in self._steps)
-        if not self.exists():
-            return every
-        with contextlib.closing(_connect(self.path, read_only=True, busy_ms=busy_ms)) as connection:
-            # One view of the file for all looks at it: somebody may be making the tables just now.
-            connection.execute("BEGIN")
-            applied = _applied(connection)
-            if applied is None:
-                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise StoreError(f"{self.name} is a database, but no record of mogine; move it away")
-                return every
-        if newer := [name for name in applied if name not in every]:
-            raise StoreError(
-                f"{self.name} was written by a newer mogine (it knows {newer[-1]}); "
-                "upgrade mogine, or restore an older backup. The file was not touched"
-            )
-        return tuple(name for name in every if name not in applied)
-
-    def _upgrade(self, pending: tuple[str, ...]) -> None:
-        """All pending steps in one transaction, after a copy of a file that has rows in it."""
-        # Half a second of imports, needed only when a file is new or old: reports do without.
-        from sqlite_utils import Database, Migrations  # noqa: PLC0415
-
-        fresh = not self.exists()
-        if fresh:
-            # SQLite would make it readable for everybody; -wal and -shm take their mode from it.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        steps = Migrations(MIGRATION_SET)
-        for name, sql in self._steps:
-            steps(name=name)(_step(sql))
-        with contextlib.closing(_connect(self.path, busy_ms=PATIENT_BUSY_MS)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                if len(pending) < len(self._steps):
-                    self._back_up(pending[0])
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                steps.apply(Database(connection, recursive_triggers=False))
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # after some failures it has been undone already
-                    connection.execute("ROLLBACK")
-                raise
-
-    def check(self, limit_s: float) -> None:
-        """Looks through the pages of the file for at most `limit_s`. Raises Damaged, StoreError."""
-        if not self.exists():
-            return
-        end = time.monotonic() + limit_s
-        with self.translated(), contextlib.closing(self.open_reader()) as connection:
-            connection.set_progress_handler(lambda: time.monotonic() > end, PROGRESS_STEPS)
-            try:
-                found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
-                    return  # as far as it went all is well
-                raise
-        if found != "ok":
-            damage = Damaged(f"{self.name} is damaged ({str(found).splitlines()[0]})")
-            damage.inode = self._current_inode()
-            raise damage
-
-    def _back_up(self, step: str) -> None:
-        stamp = f"{self._clock():%Y%m%dT%H%M%S%fZ}"
-        target = self.path.with_name(f"{self.path.name}.before-{step}.{stamp}.bak")
-        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        with (
-            contextlib.closing(_connect(self.path, read_only=True, busy_ms=PATIENT_BUSY_MS)) as source,
-            contextlib.closing(sqlite3.connect(target)) as copy,
-        ):
-            source.backup(copy)
+        self._engine.prepare(busy_ms=busy_ms)
 
     def exists(self) -> bool:
-        """Whether there is a file with anything in it."""
-        try:
-            return self.path.stat().st_size > 0
-        except FileNotFoundError:
-            return False
+        """Whether there is a record with anything in it."""
+        return self._engine.exists()
+
+    def check(self, limit_s: float) -> None:
+        """Looks for damage for at most `limit_s`. Raises Damaged, StoreError."""
+        self._engine.check(limit_s)
+
+    def soundness(self) -> str:
+        """ "ok", or what is wrong with the database."""
+        return self._engine.soundness()
 
     def close(self) -> None:
-        """Closes the writing connection, if there is one; the next write opens it again."""
-        with self._lock:
-            self._drop_writer()
+        """Closes what is open; the next use opens it again."""
+        self._engine.close()
 
-    def _drop_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+    def translated(self) -> AbstractContextManager[None]:
+        """The driver's errors, and the system's, as ours."""
+        return self._engine.translated()
 
-    def _current_inode(self) -> int:
-        try:
-            return self.path.stat().st_ino
-        except FileNotFoundError:
-            return 0
-
-    @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
-        """SQLite's errors, and the system's, as ours."""
-        inode = self._current_inode()
-        try:
-            yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
-            raise  # a mistake of ours, not of the file's
-        except sqlite3.Error as error:
-            translated = translate(error, self.name)
-            if isinstance(translated, Damaged):
-                translated.inode = inode
-            raise translated from error
-        except OSError as error:
-            raise StoreError(f"{self.name} cannot be used: {error.strerror or error}") from error
-
-    @contextlib.contextmanager
     def transaction(
-        self, busy_ms: int = PATIENT_BUSY_MS, *, durable: bool = True
-    ) -> Iterator[sqlite3.Connection]:
-        """One write transaction. After any failure the connection is thrown away.
+        self, busy_ms: int = PATIENT_BUSY_MS, *, durable: bool = True, shared: bool = False
+    ) -> AbstractContextManager[Connection]:
+        """See Engine.transaction."""
+        return self._engine.transaction(busy_ms, durable=durable, shared=shared)
 
-        What is not `durable` may be undone by a power cut, though never by halves.
+    def lock(self, name: str, *, wait: bool = False) -> AbstractContextManager[None]:
+        """Holds a lock that all processes with this record share; Locked when another has it."""
+        return self._engine.lock(name, wait=wait)
+
+    def size_bytes(self) -> int:
+        """What the record takes on the disk."""
+        with self.translated():
+            return self._engine.size_bytes()
+
+    def checkpoint(self) -> bool:
+        """Moves the journal into the file and empties it; False when a reader was in the way."""
+        return self._engine.checkpoint()
+
+    def sweep(self) -> None:
+        """After much was deleted: whatever the engine needs to use the room again."""
+        with self.translated():
+            self._engine.sweep()
+
+    def give_back(self, pages: int = 500, *, spare: int = 0) -> bool:
+        """Hands up to `pages` free pages back to the disk; False when there are no more than `spare`."""
+        return self._engine.give_back(pages, spare)
+
+    def move_aside(self, damage: Damaged) -> Path | None:
+        """Renames the damaged file (and its journal), so that a new one can begin.
+
+        None when the file that `damage` speaks of is not there any more: another process was quicker.
         """
-        with self._lock, self.translated():
-            if self._writer is None or self._inode != self._current_inode():
-                self._drop_writer()
-                self.prepare(busy_ms=busy_ms)
-                self._writer = _connect(self.path, busy_ms=busy_ms)
-                self._inode = self._current_inode()
-                self._durable = True
-            writer = self._writer
-            try:
-                if durable is not self._durable:
-                    writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                    # Who works behind the writers empties the journal too, before one of them has to.
-                    writer.execute(f"PRAGMA wal_autocheckpoint = {1000 if durable else 500}")
-                    self._durable = durable
-                _begin(writer, busy_ms)
-                self._note_visit(writer, durable)
-                yield writer
-                writer.execute("COMMIT")
-            except BaseException:
-                self._drop_writer()  # closing rolls back
-                raise
-
-    def _note_visit(self, writer: sqlite3.Connection, durable: bool) -> None:
-        """Counts in `visits` transactions of other processes (as one, however many) and our durable ones."""
-        (version,) = writer.execute("PRAGMA data_version").fetchone()
-        self.visits += durable + (version != self._version)
-        self._version = version
+        return self._engine.move_aside(damage)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -382,11 +244,11 @@ class AnalyticsStore:
     def insert_bound(self, rows: list[Bound], *, busy_ms: int = BUSY_MS) -> int:
         """`insert` of what `as_row` has made of records."""
         while True:
-            with self.transaction(busy_ms) as writer:
-                new = _insert_all(writer, rows)
+            with self.transaction(busy_ms, shared=True) as writer:
+                new = self._engine.insert(writer, rows)
                 _note_late(writer, new)
             # A file that was moved aside while we wrote took these rows with it.
-            if self._inode == self._current_inode():
+            if self._engine.is_current():
                 return len(new)
 
     def give_feedback(
@@ -408,7 +270,9 @@ class AnalyticsStore:
         """
         now = at or self._clock()
         with self.transaction(PATIENT_BUSY_MS) as writer:
-            found = writer.execute("SELECT seq, visitor, session FROM queries WHERE id = ?", (id,)).fetchone()
+            found = writer.execute(
+                "SELECT seq, visitor, session FROM queries WHERE id = ?", (_word(id),)
+            ).fetchone()
             if found is None or (asker is not None and not asker.owns(found["visitor"], found["session"])):
                 return False
             seq = found["seq"]
@@ -418,8 +282,8 @@ class AnalyticsStore:
                 rollups.change_feedback(writer, seq, _word(rating))
                 thumbs = signal_bits(["thumbs_down"])
                 writer.execute(
-                    "UPDATE queries SET feedback = ?, signals = signals & ~? | ? WHERE seq = ?",
-                    (_word(rating), thumbs, thumbs if rating == "down" else 0, seq),
+                    "UPDATE queries SET feedback = ?, signals = (signals & ?) | ? WHERE seq = ?",
+                    (_word(rating), ~thumbs, thumbs if rating == "down" else 0, seq),
                 )
             if handoff:
                 writer.execute(
@@ -429,9 +293,9 @@ class AnalyticsStore:
             writer.execute(
                 "INSERT INTO feedback (seq, reason, comment, given_ms, handoff) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (seq) DO UPDATE SET given_ms = excluded.given_ms, "
-                "handoff = max(handoff, excluded.handoff), "
-                "reason = CASE WHEN ? THEN excluded.reason ELSE reason END, "
-                "comment = CASE WHEN ? THEN excluded.comment ELSE comment END",
+                "handoff = CASE WHEN excluded.handoff > feedback.handoff THEN 1 ELSE feedback.handoff END, "
+                "reason = CASE WHEN ? THEN excluded.reason ELSE feedback.reason END, "
+                "comment = CASE WHEN ? THEN excluded.comment ELSE feedback.comment END",
                 (
                     seq,
                     _word(reason),
@@ -468,15 +332,14 @@ class AnalyticsStore:
         """Deletes these rows, in one transaction; their numbers stay in the sums."""
         with self.transaction(PATIENT_BUSY_MS) as writer:
             there = writer.execute(
-                "SELECT seq FROM queries WHERE seq IN (SELECT value FROM json_each(?))", (json.dumps(seqs),)
+                f"SELECT seq FROM queries WHERE seq {LISTED}",  # noqa: S608
+                (Listing(seqs),),
             ).fetchall()
             for (seq,) in there:
                 self._erase(writer, seq, seq, 1)
             return len(there)
 
-    def _erase(
-        self, writer: sqlite3.Connection, low: int, high: int, rows: int, *, kept_from: int = 0
-    ) -> None:
+    def _erase(self, writer: Connection, low: int, high: int, rows: int, *, kept_from: int = 0) -> None:
         """All rows from `low` to `high`, which are `rows`, and every trace of their words.
 
         Searches need not find those before `kept_from` any more, which are to be deleted next.
@@ -484,9 +347,9 @@ class AnalyticsStore:
         search.unseal(writer, low, high, kept_from)
         known = state(writer)
         unsummed = writer.execute(
-            "SELECT count(*) FROM queries WHERE seq >= ?1 AND seq <= ?2 AND (seq > ?3 OR seq IN "
-            "(SELECT seq FROM uncounted WHERE seq >= ?1 AND seq <= ?2))",
-            (low, high, known["summed_upto"]),
+            "SELECT count(*) FROM queries WHERE seq >= ? AND seq <= ? AND (seq > ? OR seq IN "
+            "(SELECT seq FROM uncounted WHERE seq >= ? AND seq <= ?))",
+            (low, high, known["summed_upto"], low, high),
         ).fetchone()[0]
         for table in _KEYED_BY_ROW:
             writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
@@ -510,40 +373,6 @@ class AnalyticsStore:
         with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
             return search.purge(writer, limit)
 
-    def give_back(self, pages: int = 500, *, spare: int = 0) -> bool:
-        """Hands up to `pages` free pages back to the disk; False when there are no more than `spare`."""
-        with self.transaction(PATIENT_BUSY_MS, durable=False) as writer:
-            if writer.execute("PRAGMA freelist_count").fetchone()[0] <= spare:
-                return False
-            # The pragma frees one page a step. A cursor takes a single step of what gives no columns, a
-            # script all of them; but a script commits first: the pragma is a transaction of its own.
-            writer.executescript(f"PRAGMA incremental_vacuum({pages:d})")
-            writer.execute("BEGIN")
-            return True
-
-    def checkpoint(self) -> bool:
-        """Moves the journal into the file and empties it; False when a reader was in the way."""
-        with self._lock, self.translated():
-            with contextlib.closing(_connect(self.path, busy_ms=BUSY_MS)) as connection:
-                busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            return not busy
-
-    def move_aside(self, damage: Damaged) -> Path | None:
-        """Renames the damaged file (and its journal), so that a new one can begin.
-
-        None when the file that `damage` speaks of is not there any more: another process was quicker.
-        """
-        with self._lock, self.translated():
-            self._drop_writer()
-            with locked_file(self.path.with_name(self.path.name + ".lock"), wait=True):
-                if not damage.inode or damage.inode != self._current_inode():
-                    return None
-                target = self.path.with_name(f"{self.path.name}.damaged-{self._clock():%Y%m%dT%H%M%S%fZ}")
-                for suffix in ("-shm", "-wal", ""):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.rename(f"{self.path}{suffix}", f"{target}{suffix}")
-                return target
-
     # --- reading ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -553,22 +382,11 @@ class AnalyticsStore:
             connection = self.open_reader()
         with contextlib.closing(connection), self.translated():
             connection.execute("BEGIN")
-            yield Reader(connection, deadline_s, self.name)
+            yield Reader(connection, deadline_s)
 
-    def open_reader(self) -> sqlite3.Connection:
-        """A read-only connection, which the caller closes; to an empty record where there is none."""
-        if not self.exists():
-            connection = sqlite3.connect(":memory:", isolation_level=None)
-            connection.row_factory = sqlite3.Row
-            for _, sql in self._steps:
-                connection.executescript(sql)
-            return connection
-        if pending := self._pending(PATIENT_BUSY_MS):
-            raise StoreError(
-                f"{self.name} was written by an older mogine (it lacks {pending[0]}): "
-                "start `mogine serve` once, which upgrades it after a backup"
-            )
-        return _connect(self.path, read_only=True, busy_ms=PATIENT_BUSY_MS)
+    def open_reader(self) -> Connection:
+        """A connection to read with, which the caller closes; to an empty record where there is none."""
+        return self._engine.open_reader()
 
     def summary(self, *, deadline_s: float | None = None) -> Summary:
         """How much there is."""
@@ -626,7 +444,7 @@ class AnalyticsStore:
         with self.reader(deadline_s) as reader:
             if selection.search:
                 seqs = _found(reader, selection, before=high, limit=limit + 1)
-                where, params = _LISTED, [json.dumps(seqs.tolist())]
+                where, params = _LISTED, [Listing(seqs.tolist())]
             rows = reader.all(
                 f"{_SELECT_ROWS} WHERE {where} ORDER BY q.seq DESC LIMIT ?", [*params, limit + 1]
             )
@@ -669,7 +487,7 @@ class AnalyticsStore:
             with self.reader(deadline_s) as reader:
                 seqs = _found(reader, selection)
             for start in range(len(seqs) - 1, -1, -size):
-                yield _LISTED, [json.dumps(seqs[max(0, start - size + 1) : start + 1].tolist())]
+                yield _LISTED, [Listing(seqs[max(0, start - size + 1) : start + 1].tolist())]
             return
         after = -1
         lasting = LastingReader(self, deadline_s)
@@ -678,7 +496,7 @@ class AnalyticsStore:
             with lasting.look() as reader:
                 last, rows = reader.one(
                     "SELECT max(seq), count(*) FROM (SELECT q.seq FROM queries q "  # noqa: S608
-                    f"WHERE {where} ORDER BY q.seq LIMIT ?)",
+                    f"WHERE {where} ORDER BY q.seq LIMIT ?) AS batch",
                     [*params, size],
                 )
             if rows:
@@ -696,7 +514,7 @@ class AnalyticsStore:
         for start in range(len(seqs) - 1, -1, -batch):
             part = seqs[max(0, start - batch + 1) : start + 1].tolist()
             with self.reader(deadline_s) as reader:
-                rows = reader.all(f"{_SELECT_ROWS} WHERE {_LISTED} ORDER BY q.seq", [json.dumps(part)])
+                rows = reader.all(f"{_SELECT_ROWS} WHERE {_LISTED} ORDER BY q.seq", [Listing(part)])
                 records = _records(reader, rows)
             yield from records
 
@@ -723,39 +541,21 @@ class AnalyticsStore:
             after = rows[-1]["seq"]
 
 
-@contextlib.contextmanager
-def locked_file(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds an exclusive lock that ends with the process, however it ends; Locked when it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def open_store(settings: Settings) -> AnalyticsStore:
+    """The record of a home."""
+    return AnalyticsStore(settings.analytics_path, settings.analytics.database_url)
+
+
+def _postgres(url: str, steps: Sequence[tuple[str, str]]) -> Engine:
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise Locked(f"another run holds {path.name}; let it finish, then try again") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def size_bytes(path: Path) -> int:
-    """The file and its journal."""
-    files = (path, path.with_name(path.name + "-wal"))
-    return sum(file.stat().st_size for file in files if file.exists())
-
-
-def translate(error: sqlite3.Error, name: str) -> StoreError | Locked | Unavailable:
-    """A SQLite error in our words."""
-    code = getattr(error, "sqlite_errorcode", None)
-    primary = code & 0xFF if code is not None else None
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Locked(f"{name} is in use by another program; try again in a moment")
-    # A step that is made although its tables are there: what told that it was done is lost.
-    is_forgotten = primary == sqlite3.SQLITE_ERROR and str(error).endswith("already exists")
-    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or is_forgotten:
-        return Damaged(f"{name} is damaged ({error}): the next `mogine serve` moves it aside and begins anew")
-    if primary == sqlite3.SQLITE_INTERRUPT:
-        return Unavailable(TOO_LONG)
-    return StoreError(f"{name} cannot be used: {error}; is the disk full, or the folder read-only?")
+        from mogine.analytics.postgres import PostgresEngine  # noqa: PLC0415 - for those who set the address
+    except ImportError as error:
+        if not (error.name or "").startswith("psycopg"):
+            raise
+        raise SettingsError(
+            "MOGINE_DATABASE_URL needs the package psycopg: pip install 'mogine[postgres]', or leave it empty"
+        ) from error
+    return PostgresEngine(url, steps)
 
 
 def encode_cursor(seq: int) -> str:
@@ -778,117 +578,13 @@ def decode_cursor(text: str) -> int:
     )
 
 
-def _step(sql: str) -> Callable[[Any], None]:
-    def apply(db: Any) -> None:
-        # Not executescript: it would commit the transaction that holds the whole upgrade.
-        for statement in sql.split(";"):
-            if statement.strip():
-                db.conn.execute(statement)
-
-    return apply
-
-
-def _connect(path: Path, *, busy_ms: int, read_only: bool = False) -> sqlite3.Connection:
-    uri = f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rw'}"
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=busy_ms / 1000, isolation_level=None, check_same_thread=False
-    )
-    try:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA temp_store = MEMORY")  # what is being counted goes to no other file
-        if not read_only:
-            # Only before the first table: free pages can be given back without rewriting the file.
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A committed row survives a power cut; with a few commits a second this costs nothing.
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.execute(f"PRAGMA journal_size_limit = {64 * 1024**2}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _begin(writer: sqlite3.Connection, busy_ms: int) -> None:
-    """Begins to write, at the latest after `busy_ms`."""
-    end = time.monotonic() + busy_ms / 1000
-    writer.execute("PRAGMA busy_timeout = 0")
-    while True:
-        try:
-            writer.execute("BEGIN IMMEDIATE")
-            break
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
-                raise
-        time.sleep(POLL_S)
-    writer.execute(f"PRAGMA busy_timeout = {busy_ms:d}")
-
-
-def _applied(connection: sqlite3.Connection) -> list[str] | None:
-    """Names of the steps the file has; None when it is not ours (or has nothing in it yet)."""
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        return None
-    rows = connection.execute(
-        "SELECT name FROM _sqlite_migrations WHERE migration_set = ? ORDER BY id", (MIGRATION_SET,)
-    )
-    return [row[0] for row in rows]
-
-
-def _insert_all(writer: sqlite3.Connection, rows: list[Bound]) -> list[Bound]:
-    """Those of `rows` that are new, as they are there now.
-
-    All at once; one by one only when some row is known or two keys meet.
-    """
-    writer.execute("SAVEPOINT bulk")
-    try:
-        new = _insert_many(writer, rows)
-    except sqlite3.IntegrityError:
-        new = -1
-    if new == len(rows):
-        inserted = rows
-    else:
-        writer.execute("ROLLBACK TO bulk")
-        inserted = [there for row in rows if (there := _insert(writer, row)) is not None]
-    writer.execute("RELEASE bulk")
-    _INSERT_MANY_TEXTS.run(writer, [(row[0], *texts) for row, texts, _ in inserted if any(texts)])
-    cited = [(row[0], *citation) for row, _, citations in inserted for citation in citations]
-    _INSERT_MANY_CITATIONS.run(writer, cited)
-    return inserted
-
-
-def _insert_many(writer: sqlite3.Connection, rows: list[Bound]) -> int:
-    new = place = 0
-    for size in BULK_SIZES:
-        while len(rows) - place >= size:
-            values = [value for row, _, _ in rows[place : place + size] for value in row]
-            new += writer.execute(_INSERT_ROWS[size], values).rowcount
-            place += size
-    return new
-
-
-def _insert(writer: sqlite3.Connection, bound: Bound) -> Bound | None:
-    row, texts, citations = bound
-    while True:
-        try:
-            if not writer.execute(_INSERT_ROWS[1], row).rowcount:
-                return None
-        except sqlite3.IntegrityError as error:
-            if error.sqlite_errorname != "SQLITE_CONSTRAINT_PRIMARYKEY":
-                raise
-            row = [row[0] + 1, *row[1:]]  # two rows of one millisecond fell on one key
-            continue
-        return row, texts, citations
-
-
 def first_seq(at: datetime) -> int:
     """The smallest key that a row of this moment can have."""
     return min(epoch_ms(at) << SEQ_BITS, 2**63 - 1)  # a filter may name the year 9999
 
 
 def as_row(record: QueryRecord) -> Bound:
-    """What is bound for one record: every value fit for SQLite, whatever a visitor sent."""
+    """What is bound for one record: every value fit for a database, whatever a visitor sent."""
     seq = first_seq(record.started_at) | (crc32(record.id.encode("utf-8", "replace")) & ((1 << SEQ_BITS) - 1))
     row = [
         seq,
@@ -926,19 +622,21 @@ def as_row(record: QueryRecord) -> Bound:
         )
         for c in record.citations
     ]
+    if len({entry[0] for entry in citations}) < len(citations):  # of several with one number the last counts
+        citations = list({entry[0]: entry for entry in citations}.values())
     return row, (_text(record.question), _text(record.answer)), citations
 
 
-def _records(reader: Reader, rows: Sequence[sqlite3.Row]) -> tuple[QueryRecord, ...]:
+def _records(reader: Reader, rows: Sequence[Row]) -> tuple[QueryRecord, ...]:
     cited: dict[int, list[Citation]] = {}
-    for row in reader.all(_SELECT_CITATIONS, (json.dumps([row["seq"] for row in rows]),)):
+    for row in reader.all(_SELECT_CITATIONS, (Listing([row["seq"] for row in rows]),)):
         seq, number, title, source, heading, url, score = row
         cited.setdefault(seq, []).append(Citation(number, title, source, heading, url, "", score))
     return tuple(_record(row, tuple(cited.get(row["seq"], ()))) for row in rows)
 
 
-def _record(row: sqlite3.Row, citations: tuple[Citation, ...]) -> QueryRecord:
-    values = {name: row[name] for name in _NUMBERS}
+def _record(row: Row, citations: tuple[Citation, ...]) -> QueryRecord:
+    values = {name: row[name] for name in _VALUES}
     values["tokens_estimated"] = bool(values["tokens_estimated"])
     values["bot"] = bool(values["bot"])
     values["signals"] = signals_of(values["signals"])
@@ -971,7 +669,7 @@ def _where(
 
     There is one bound on each side: of two SQLite takes any, and looks at all that lies between them.
     """
-    terms, params = ["1"], list[Any]()
+    terms, params = ["1 = 1"], list[Any]()
     lows = [after + 1] if after is not None else []
     lows += [first_seq(selection.since)] if selection.since is not None else []
     highs = [bound for bound in (before, upto + 1 if upto is not None else None) if bound is not None]
@@ -996,22 +694,14 @@ def _where(
     return " AND ".join(terms), params
 
 
-_LISTED = "q.seq IN (SELECT value FROM json_each(?))"
+_LISTED = f"q.seq {LISTED}"
 
 
 def _found(
     reader: Reader, selection: Selection, *, before: int | None = None, limit: int | None = None
 ) -> "array[int]":
     """Keys of the rows that `selection` searches for, newest first."""
-    try:
-        return _search(reader.connection, selection, before, limit)
-    except sqlite3.Error as error:
-        raise translate(error, "the record") from error
-
-
-def _search(
-    connection: sqlite3.Connection, selection: Selection, before: int | None, limit: int | None
-) -> "array[int]":
+    connection = reader.connection
     wanted = search.Wanted.of(_text(selection.search, MAX_SEARCH_CHARS))
     where, params = _where(selection)
     low = first_seq(selection.since) if selection.since else 0
@@ -1042,7 +732,7 @@ def _search(
         candidates = [seq for place in reversed(places) if low <= (seq := seqs[place]) < high]
         hits = 0
         for start in range(0, len(candidates), SEARCH_CHUNK):
-            part = list(look(_LISTED, json.dumps(candidates[start : start + SEARCH_CHUNK])))
+            part = list(look(_LISTED, Listing(candidates[start : start + SEARCH_CHUNK])))
             found += part
             hits += len(part)
             if limit is not None and hits >= limit:
@@ -1065,13 +755,13 @@ def _rows(reader: Reader) -> int:
     return max(0, int(summed) - known["gone"] + int(after))
 
 
-def _note_late(writer: sqlite3.Connection, inserted: list[Bound]) -> None:
+def _note_late(writer: Connection, inserted: list[Bound]) -> None:
     """Rows that belong among those that are summed, or in the index, are done by themselves."""
     known = state(writer)
     for name, table in (("summed_upto", "uncounted"), ("sealed_upto", "unindexed")):
         late = [(row[0],) for row, _, _ in inserted if row[0] <= known[name]]
         if late:
-            writer.executemany(f"INSERT OR IGNORE INTO {table} (seq) VALUES (?)", late)  # noqa: S608
+            writer.executemany(f"INSERT INTO {table} (seq) VALUES (?) ON CONFLICT DO NOTHING", late)  # noqa: S608
 
 
 def _text(value: str, limit: int = MAX_TEXT_CHARS) -> str:
@@ -1092,7 +782,7 @@ def _integer(value: int | None) -> int | None:
 
 
 def _real(value: float | None, digits: int | None = None) -> float | None:
-    # SQLite keeps NaN as NULL; infinity would spoil every sum.
+    # NaN is kept as NULL; infinity would spoil every sum.
     if value is None or value - value != 0:
         return None
     return float(value) if digits is None else round(float(value), digits)

@@ -1,9 +1,11 @@
-"""Small things that every table needs: many rows in one statement, and numbers remembered in the file."""
+"""Small things that every table needs: many rows in one statement, lists of keys, numbers remembered."""
 
-import sqlite3
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
+
+from mogine.analytics.engine import Connection
 
 BULK_SIZES = (64, 16, 4, 1)
 
@@ -19,7 +21,7 @@ class Bulk:
         row = f"({', '.join('?' * width)})"
         self._sql = {size: head + ", ".join([row] * size) + tail for size in BULK_SIZES}
 
-    def run(self, writer: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
+    def run(self, writer: Connection, rows: Sequence[Sequence[Any]]) -> None:
         """All of `rows`."""
         place = 0
         for size in BULK_SIZES:
@@ -29,14 +31,32 @@ class Bulk:
                 place += size
 
 
-_SET_STATE = Bulk("INSERT OR REPLACE INTO state (name, value) VALUES ", 2)
+class Listing(str):
+    """A list of keys or words, bound as one value: JSON, which SQLite reads, and `values` for others."""
+
+    values: list[Any]
+
+    def __new__(cls, values: Sequence[Any]) -> "Listing":
+        listing = super().__new__(cls, json.dumps(values := list(values)))
+        listing.values = values
+        return listing
 
 
-def state(reader: sqlite3.Connection) -> dict[str, int]:
-    """The numbers that are remembered in the file; one that was never set is 0."""
+# Conditions and rows of a Listing. PostgreSQL has words of its own for these; see postgres.py.
+LISTED = "IN (SELECT value FROM json_each(?))"
+NOT_LISTED = "NOT " + LISTED
+FROM_LIST = "SELECT value FROM json_each(?)"
+
+_SET_STATE = Bulk(
+    "INSERT INTO state (name, value) VALUES ", 2, " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+
+
+def state(reader: Connection) -> dict[str, int]:
+    """The numbers that are remembered; one that was never set is 0."""
     return defaultdict(int, reader.execute("SELECT name, value FROM state").fetchall())
 
 
-def set_state(writer: sqlite3.Connection, **values: int) -> None:
+def set_state(writer: Connection, **values: int) -> None:
     """Remembers numbers."""
     _SET_STATE.run(writer, list(values.items()))

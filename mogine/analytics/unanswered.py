@@ -4,12 +4,12 @@ What a gap is about, and when it is closed, is decided above (mogine/gaps.py); h
 """
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
+from mogine.analytics.engine import Connection, Reader, Row
 from mogine.analytics.records import (
     SIGNALS,
     Signal,
@@ -20,8 +20,8 @@ from mogine.analytics.records import (
     time_text,
 )
 from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, Reader, first_seq
-from mogine.analytics.tables import set_state, state
+from mogine.analytics.store import AnalyticsStore, first_seq
+from mogine.analytics.tables import LISTED, Listing, set_state, state
 from mogine.errors import NotFound
 
 GapStatus = Literal["open", "accepted", "closed", "ignored"]
@@ -146,7 +146,7 @@ def chat_questions(reader: Reader, after: int, limit: int) -> list[Asked]:
     """Questions to the assistant behind the key `after`, in order of time."""
     rows = reader.all(
         "SELECT q.seq, q.visitor, t.question, q.answered, q.started_ms + coalesce(q.duration_ms, 0) "
-        "FROM queries q JOIN texts t ON t.seq = q.seq WHERE q.seq > ? AND q.kind = 'chat' AND NOT q.bot "
+        "FROM queries q JOIN texts t ON t.seq = q.seq WHERE q.seq > ? AND q.kind = 'chat' AND q.bot = 0 "
         "AND q.visitor <> '' AND q.status IN ('ok', 'aborted') ORDER BY q.seq LIMIT ?",
         (after, limit),
     )
@@ -157,8 +157,8 @@ def mark_rephrased(store: AnalyticsStore, seqs: Sequence[int], upto: int) -> Non
     """Notes that these questions were put again in other words, and that it was looked for up to `upto`."""
     with store.transaction() as writer:
         writer.execute(
-            "UPDATE queries SET signals = signals | ? WHERE seq IN (SELECT value FROM json_each(?))",
-            (signal_bits(["rephrased"]), json.dumps(seqs)),
+            f"UPDATE queries SET signals = signals | ? WHERE seq {LISTED}",  # noqa: S608
+            (signal_bits(["rephrased"]), Listing(seqs)),
         )
         set_state(writer, rephrased_upto=max(upto, state(writer).get("rephrased_upto", 0)))
 
@@ -187,14 +187,14 @@ def load_gaps(
     reader: Reader, now: datetime, *, statuses: Iterable[str] = STATUSES, id: int | None = None
 ) -> list[Gap]:
     """Gaps with their numbers, the weightiest first."""
-    condition = "g.id = ?" if id is not None else "g.status IN (SELECT value FROM json_each(?))"
+    condition = "g.id = ?" if id is not None else f"g.status {LISTED}"
     rows = reader.all(
         "SELECT g.id, g.status, g.question, g.embedder, g.vector, g.test, g.nearest, g.evidence, "  # noqa: S608
         "g.reason, g.opened_ms, n.* FROM gaps g JOIN (SELECT m.gap, count(*) AS asked, "
         "count(DISTINCT CASE q.visitor WHEN '' THEN q.id ELSE q.visitor END) AS visitors, "
         f"min(q.seq) AS first, max(q.seq) AS last, {_COUNTS} FROM gap_questions m "
         f"JOIN queries q ON q.seq = m.seq GROUP BY m.gap) n ON n.gap = g.id WHERE {condition}",
-        (id if id is not None else json.dumps(list(statuses)),),
+        (id if id is not None else Listing(list(statuses)),),
     )
     return sorted((_gap(row, now) for row in rows), key=lambda gap: (-gap.weight, -gap.id))
 
@@ -233,7 +233,7 @@ def members(reader: Reader, id: int, limit: int = MAX_SHOWN_QUESTIONS) -> list[M
     ]
 
 
-def open_gap(writer: sqlite3.Connection, question: str, embedder: str, vector: bytes, at: datetime) -> int:
+def open_gap(writer: Connection, question: str, embedder: str, vector: bytes, at: datetime) -> int:
     """A new gap; its number."""
     id = writer.execute(
         "INSERT INTO gaps (status, question, embedder, vector, test, nearest, evidence, reason, opened_ms) "
@@ -243,17 +243,17 @@ def open_gap(writer: sqlite3.Connection, question: str, embedder: str, vector: b
     return int(id)
 
 
-def assign(writer: sqlite3.Connection, seqs: Sequence[int], id: int, vector: bytes) -> None:
+def assign(writer: Connection, seqs: Sequence[int], id: int, vector: bytes) -> None:
     """Lets questions belong to a gap whose vector is `vector` with them; those deleted meanwhile do not."""
     writer.execute(
-        "INSERT OR IGNORE INTO gap_questions (seq, gap) SELECT seq, ? FROM queries "
-        "WHERE seq IN (SELECT value FROM json_each(?))",
-        (id, json.dumps(list(seqs))),
+        "INSERT INTO gap_questions (seq, gap) SELECT seq, ? FROM queries "  # noqa: S608
+        f"WHERE seq {LISTED} ON CONFLICT DO NOTHING",
+        (id, Listing(seqs)),
     )
     writer.execute("UPDATE gaps SET vector = ? WHERE id = ?", (vector, id))
 
 
-def embed_anew(writer: sqlite3.Connection, vectors: Mapping[int, bytes], embedder: str) -> None:
+def embed_anew(writer: Connection, vectors: Mapping[int, bytes], embedder: str) -> None:
     """Gaps told by another embedder than before."""
     writer.executemany(
         "UPDATE gaps SET vector = ?, embedder = ? WHERE id = ?",
@@ -261,18 +261,18 @@ def embed_anew(writer: sqlite3.Connection, vectors: Mapping[int, bytes], embedde
     )
 
 
-def note_nearest(writer: sqlite3.Connection, id: int, nearest: Nearest) -> None:
+def note_nearest(writer: Connection, id: int, nearest: Nearest) -> None:
     """The passage that is closest now."""
     writer.execute("UPDATE gaps SET nearest = ? WHERE id = ?", (json.dumps(_as_dict(nearest)), id))
 
 
-def note_evidence(writer: sqlite3.Connection, id: int, evidence: Evidence) -> None:
+def note_evidence(writer: Connection, id: int, evidence: Evidence) -> None:
     """What the test came to."""
     writer.execute("UPDATE gaps SET evidence = ? WHERE id = ?", (json.dumps(_as_dict(evidence)), id))
 
 
 def set_status(
-    writer: sqlite3.Connection,
+    writer: Connection,
     id: int,
     status: GapStatus,
     at: datetime,
@@ -293,19 +293,24 @@ def set_status(
     ).rowcount
     if not moved:
         raise NotFound(f"there is no gap {id}; `mogine gaps` lists them")
-    writer.execute("INSERT INTO gap_events VALUES (?, ?, ?, ?)", (id, epoch_ms(at), status, detail))
+    writer.execute(
+        "INSERT INTO gap_events (gap, at_ms, status, detail) VALUES (?, ?, ?, ?)",
+        (id, epoch_ms(at), status, detail),
+    )
 
 
-def reword(writer: sqlite3.Connection) -> None:
+def reword(writer: Connection) -> None:
     """Every gap is called by what its questions ask most often; one that has lost all of them is gone."""
     writer.execute("DELETE FROM gaps WHERE NOT EXISTS (SELECT 1 FROM gap_questions m WHERE m.gap = gaps.id)")
     writer.execute("DELETE FROM gap_events WHERE gap NOT IN (SELECT id FROM gaps)")
     writer.execute(
-        "UPDATE gaps SET question = w.question FROM (SELECT gap, question FROM ("
-        "SELECT m.gap, trim(t.question) AS question, row_number() OVER (PARTITION BY m.gap "
-        "ORDER BY count(*) DESC, max(m.seq) DESC) AS place FROM gap_questions m "
-        "JOIN texts t ON t.seq = m.seq GROUP BY m.gap, lower(trim(t.question))) WHERE place = 1) w "
-        "WHERE gaps.id = w.gap AND gaps.question <> w.question"
+        "UPDATE gaps SET question = w.question FROM (SELECT gap, question, row_number() OVER "
+        "(PARTITION BY gap ORDER BY times DESC, seq DESC) AS place FROM ("
+        "SELECT m.gap, m.seq, trim(t.question) AS question, count(*) OVER same AS times, row_number() OVER "
+        "(PARTITION BY m.gap, lower(trim(t.question)) ORDER BY m.seq DESC) AS newest FROM gap_questions m "
+        "JOIN texts t ON t.seq = m.seq WINDOW same AS (PARTITION BY m.gap, lower(trim(t.question)))"
+        ") wording WHERE newest = 1) w "
+        "WHERE gaps.id = w.gap AND w.place = 1 AND gaps.question <> w.question"
     )
 
 
@@ -315,7 +320,7 @@ def drop_deleted(store: AnalyticsStore) -> None:
         reword(writer)
 
 
-def _gap(row: sqlite3.Row, now: datetime) -> Gap:
+def _gap(row: Row, now: datetime) -> Gap:
     first, last = from_epoch_ms(row["first"] >> SEQ_BITS), from_epoch_ms(row["last"] >> SEQ_BITS)
     age = max(timedelta(), now - last) / HALF_LIFE
     counts = tuple(row)[-len(SIGNALS) :]

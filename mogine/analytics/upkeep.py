@@ -12,7 +12,8 @@ from mogine.analytics import rollups, search
 from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
 from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
-from mogine.analytics.store import POLL_S, AnalyticsStore, first_seq, locked_file
+from mogine.analytics.sqlite import POLL_S
+from mogine.analytics.store import AnalyticsStore, first_seq
 from mogine.analytics.tables import state
 from mogine.errors import Locked, MogineError
 
@@ -52,7 +53,7 @@ def index_once(
     with store.reader() as reader:
         if not search.waiting(reader.connection, before):
             return 0
-    with locked_file(store.path.with_name("index.lock"), wait=wait):
+    with store.lock("index", wait=wait):
         purge_index(store, sleep=sleep)
         with store.reader() as reader:
             seqs = search.waiting(reader.connection, before)
@@ -67,7 +68,7 @@ def index_once(
         with store.transaction() as writer:
             segment = search.new_segment(writer)
         entries = iter(sorted(index.items()))
-        pace = Pace(store, 500, 100, 20_000, sleep)
+        pace = Pace(store, 200, 50, 20_000, sleep)
         done = False
         while not done:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -81,7 +82,7 @@ def index_once(
 
 def purge_index(store: AnalyticsStore, *, sleep: Sleep = time.sleep) -> None:
     """Deletes the terms of segments that are out of use."""
-    pace = Pace(store, 200, 50, 20_000, sleep)
+    pace = Pace(store, 100, 20, 20_000, sleep)
     more = True
     while more:
         with pace as limit:
@@ -101,8 +102,8 @@ def sum_up(
         return 0
     high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
-    pace = Pace(store, 250, 100, 5_000, sleep)
-    with locked_file(store.path.with_name("sums.lock"), wait=wait):
+    pace = Pace(store, 50, 20, 5_000, sleep)
+    with store.lock("sums", wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
                 done = rollups.sum_up(writer, limit, high)
@@ -114,8 +115,9 @@ def sum_up(
 class Pace:
     """Slices of work in transactions that are not durable: every `with` gives how much to do.
 
-    While others write too, a slice is to take SLICE_S, and rests twice as long as it took. While nobody does
-    it takes ALONE_S, and leaves just the gap in which a writer who has come meanwhile gets in.
+    While others write too, a slice is to keep them out for SLICE_S, and rests for longer than all of it took:
+    a busy disk has less to do. While nobody does it is to take ALONE_S, and leaves just the gap in which a
+    writer who has come meanwhile gets in.
     """
 
     def __init__(
@@ -134,12 +136,14 @@ class Pace:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         took = time.monotonic() - self._began
         if error is None:
+            # Waiting for others and for the disk is no part of it: of that the size of a slice tells nothing.
+            held = self._store.held_s
             is_alone = self._store.visits == self._visits
             self._visits = self._store.visits
             goal = ALONE_S if is_alone else SLICE_S
-            wanted = int(self._size * min(2.0, goal / max(took, 0.001)))
+            wanted = int(self._size * min(2.0, goal / max(held, 0.001)))
             self._size = max(self._least, min(self._most, wanted))
-            self._sleep(GAP_S if is_alone else max(GAP_S, 2 * took))
+            self._sleep(GAP_S if is_alone else max(GAP_S, took + held))
 
 
 class Upkeep:
@@ -161,7 +165,10 @@ class Upkeep:
 
     def _run(self) -> None:
         due = time.monotonic() + self._every_s
-        while not self._stopped.wait(min(LOOK_EVERY_S, self._every_s)):
+        told = ""
+        rest_s = 0.0  # an upgrade may have left everything to be summed
+        while not self._stopped.wait(rest_s):
+            rest_s = min(LOOK_EVERY_S, self._every_s)
             try:
                 self.sum_crowd()
                 if time.monotonic() >= due:
@@ -173,7 +180,9 @@ class Upkeep:
                 continue  # another process does it
             except Exception as error:
                 words = error.message if isinstance(error, MogineError) else repr(error)
-                log.warning("the record cannot be summed up just now: %s", words)
+                if words != told:
+                    log.warning("the record cannot be summed up just now: %s", words)
+                told = words
 
     def once(self) -> None:
         """Does what there is to do."""
@@ -204,7 +213,7 @@ def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep 
     Raises Locked while `cleanup` runs.
     """
     rows = 0
-    with locked_file(store.path.with_name("cleanup.lock")):
+    with store.lock("cleanup"):
         store.prepare()
         sum_up(store, before=END_OF_TIME, wait=True, sleep=sleep)
         with store.reader() as reader:

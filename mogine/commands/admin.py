@@ -42,9 +42,12 @@ def link(
 
     settings = shell_of(ctx).existing()
     base = _base(url) if url else settings.server_url("analytics")
-    secret = open_sessions(settings).new_link()
+    sessions = open_sessions(settings)
+    secret = sessions.new_link()
     typer.echo(f"{base}/dashboard/#link={secret}")
     typer.echo("good for one visit within 30 minutes", err=True)
+    if sessions.is_alone:
+        typer.echo("warning: Redis is away, so the link is good on this machine only", err=True)
     if not url and not _listens(settings.server_url("analytics")):
         typer.echo("warning: the analytics server does not run; `mogine serve all` starts it", err=True)
 

@@ -20,9 +20,9 @@ from mogine.errors import SettingsError
 from mogine.settings import Settings
 
 if TYPE_CHECKING:
-    from mogine.analytics.lines import Piece
     from mogine.analytics.records import QueryRecord, Selection
     from mogine.analytics.reports import Statistics, Table
+    from mogine.analytics.sqllines import Piece
     from mogine.analytics.store import AnalyticsStore
 
 WATCH_EVERY_S = 2.0
@@ -384,7 +384,7 @@ def export(
     match what:
         case What.queries:
             selection = Selection(since=since)
-            rows = render_rows(store, selection, format, bom=excel)
+            rows = render_rows(store, selection, format, bom=excel, helped=True)
             pieces = _counted(rows, lambda: store.count(selection))
         case What.stats:
             pieces = render(statistics(store, window).series.to_dicts(), format, bom=excel)
@@ -496,7 +496,10 @@ def cleanup(
         size = _size(done.bytes_estimated)
         typer.echo(f"would delete {done.rows:,} questions older than {days} days (about {size})")
     elif done.rows:
-        typer.echo(f"deleted {done.rows:,} questions older than {days} days, {_size(done.bytes_freed)} freed")
+        freed = f"{_size(done.bytes_freed)} freed"
+        if settings.analytics.database_url and not done.bytes_freed:
+            freed = "their room in PostgreSQL is free for new ones"
+        typer.echo(f"deleted {done.rows:,} questions older than {days} days, {freed}")
         if not done.erased:
             typer.echo(
                 "deleted text stays in the journal until a running reader ends; run again later", err=True
@@ -524,9 +527,9 @@ def _size(count: int) -> str:
 
 
 def _store(settings: Settings) -> "AnalyticsStore":
-    from mogine.analytics.store import AnalyticsStore
+    from mogine.analytics.store import open_store
 
-    return AnalyticsStore(settings.analytics_path)
+    return open_store(settings)
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:

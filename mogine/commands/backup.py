@@ -42,7 +42,8 @@ def backup(
 
       mogine backup moving.tar.gz --with-secrets
 
-    A backup on the same disk does not outlive the disk: copy it away, too.
+    A backup on the same disk does not outlive the disk: copy it away, too. A record that MOGINE_DATABASE_URL
+    keeps in PostgreSQL is not in it: that has `pg_dump`.
     """  # fmt: skip
     from mogine import backup as archives
 
@@ -58,6 +59,12 @@ def backup(
         typer.echo(json.dumps(found, ensure_ascii=False))
     elif file or not keep:  # from cron, no news is good news
         typer.echo(f"{target}: {target.stat().st_size / 1024**2:.1f} MiB, {_words(contents)}", err=True)
+        if settings.analytics.database_url:
+            typer.echo(
+                "the record of questions is in PostgreSQL and not in this file: `pg_dump` saves it, "
+                "`pg_restore` brings it back",
+                err=True,
+            )
 
 
 def restore(

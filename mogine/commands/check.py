@@ -33,10 +33,10 @@ def check(
     Says nothing and exits 0 when all is well; else one line for each finding, and exit code 3.
     """
     from mogine.analytics.checks import check as look
-    from mogine.analytics.store import AnalyticsStore
+    from mogine.analytics.store import open_store
 
     settings = shell_of(ctx).existing()
-    findings = look(AnalyticsStore(settings.analytics_path), max_error_share=max_errors / 100)
+    findings = look(open_store(settings), max_error_share=max_errors / 100)
     if as_json:
         typer.echo(
             json.dumps({"ok": not findings, "findings": [asdict(f) for f in findings]}, ensure_ascii=False)

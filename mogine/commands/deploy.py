@@ -1,6 +1,8 @@
 """`mogine deploy`: the files that nginx, systemd, PM2, cron and logrotate need, from this home's settings."""
 
 import difflib
+import ipaddress
+import math
 import os
 import shlex
 import shutil
@@ -33,6 +35,9 @@ class Which(StrEnum):
     CRON = "cron"
     LOGROTATE = "logrotate"
     FIREWALL = "firewall"
+
+
+OF_NGINX = (Which.NGINX, Which.NGINX_LOCATIONS)
 
 
 def deploy(
@@ -79,6 +84,23 @@ def deploy(
         list[str] | None,
         typer.Option("--behind", metavar="NETWORK", help="Of a load balancer or CDN in front of nginx."),
     ] = None,
+    upstreams: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--upstreams", metavar="HOST:PORT,...", help="The proxies, when there are several or not here."
+        ),
+    ] = None,
+    kb_upstreams: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kb-upstreams",
+            metavar="HOST:PORT,...",
+            help="The same for the knowledge base; documents go to the first.",
+        ),
+    ] = None,
+    analytics_upstream: Annotated[
+        str, typer.Option("--analytics-upstream", metavar="HOST:PORT", help="Analytics, when not here.")
+    ] = "",
 ) -> None:
     """Make the files that put this home on a server, from its settings.
 
@@ -94,9 +116,12 @@ def deploy(
 
       mogine deploy pm2 --logs /www/wwwlogs --write .
 
+      mogine deploy nginx --upstreams 10.0.0.1:8741,10.0.0.2:8741 --kb-upstreams 10.0.0.1:8739,10.0.0.2:8739
+
     nginx is a site of its own; nginx-locations is for a server block that you have already. With --diff the
     exit code is 3 when something would change. docs/deploy.md goes through a whole server.
     """  # fmt: skip
+    from mogine.deploy.site import listed
     from mogine.deploy.targets import TARGETS
 
     settings = shell_of(ctx).existing()
@@ -108,7 +133,12 @@ def deploy(
         http_port=http_port,
         admin_from=tuple(admin_from or ()),
         behind=tuple(behind or ()),
+        proxies=listed("--upstreams", upstreams),
+        kbs=listed("--kb-upstreams", kb_upstreams),
+        analytics_at=(analytics_upstream,) if analytics_upstream else (),
     )
+    if site.is_spread and target not in OF_NGINX:
+        raise SettingsError(f"--upstreams and its like are for nginx; {target} is about this machine")
     chosen = TARGETS[target.value]
     files = chosen.render(site)
     if diff:
@@ -134,6 +164,8 @@ def site_of(
     body = settings.proxy.max_body_bytes
     if settings.proxy.allow_images:
         body += settings.proxy.max_image_bytes * 4 // 3 + 1024  # as base64
+    # Servers that listen beyond this machine are asked from there, and share a database with others.
+    speaks_out = settings.kb.embedder == "http" or not _is_loopback(settings.host)
     return Site(
         home=settings.home,
         executable=_executable(),
@@ -151,9 +183,16 @@ def site_of(
         answer_timeout_s=settings.proxy.answer_timeout_s,
         shutdown_grace_s=settings.proxy.shutdown_grace_s,
         retention_days=settings.analytics.retention_days,
-        kb_calls_out=settings.kb.embedder == "http",
-        analytics_calls_out=settings.kb.embedder == "http",  # it gathers questions by meaning
+        kb_calls_out=speaks_out,
+        analytics_calls_out=speaks_out,  # it gathers questions by meaning
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _executable() -> Path:
@@ -244,7 +283,7 @@ def _tell_what_next(
     steps = [step.format(**values) for step in target.then]
     if write is None and steps:
         steps.insert(0, f"write it: mogine deploy {which} ... --write {target.folder or 'DIR'}")
-    if which in (Which.NGINX, Which.NGINX_LOCATIONS):
+    if which in OF_NGINX:
         steps = [*_missing_settings(site, settings), *steps]
     if steps:
         typer.echo("\n".join(["Then:", *(f"  {step}" for step in steps)]), err=True)
@@ -252,6 +291,13 @@ def _tell_what_next(
 
 def _missing_settings(site: "Site", settings: Settings) -> list[str]:
     """What the servers must be told, or they refuse the visitors that nginx sends."""
+    if site.is_spread:
+        return [
+            f"in .env of each server: MOGINE_ALLOWED_HOSTS={site.domain}, MOGINE_BASE_PATH={site.prefix}, "
+            "MOGINE_HOST=its own address, MOGINE_TRUSTED_PROXIES=the address of this nginx",
+            "in .env of each proxy, for restarts that nobody notices: MOGINE_ROLLING_RESTART=true, "
+            f"MOGINE_SHUTDOWN_GRACE={math.ceil(site.answer_timeout_s) + 10}",
+        ]
     known = {name.partition(":")[0] for name in settings.access.allowed_hosts}
     known |= {origin.partition("://")[2].partition(":")[0] for origin in settings.access.allowed_origins}
     found = []

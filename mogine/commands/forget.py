@@ -31,7 +31,7 @@ def forget(
     """
     from mogine.analytics.forget import Wish
     from mogine.analytics.forget import forget as erase
-    from mogine.analytics.store import AnalyticsStore
+    from mogine.analytics.store import open_store
 
     if bool(visitor) is bool(contains):
         raise SettingsError("say either --visitor ID or --contains TEXT")
@@ -39,7 +39,7 @@ def forget(
         contains = typer.get_text_stream("stdin").read().strip()
     wish = Wish("visitor", visitor) if visitor else Wish("contains", contains)
     settings = shell_of(ctx).existing()
-    receipt, path = erase(AnalyticsStore(settings.analytics_path), wish)
+    receipt, path = erase(open_store(settings), wish)
     if as_json:
         typer.echo(json.dumps({**receipt.to_dict(), "receipt": str(path)}))
     else:
@@ -48,6 +48,12 @@ def forget(
             f"read {receipt.files_scanned:,} files ({receipt.bytes_scanned:,} bytes)"
         )
         typer.echo(f"receipt: {path}", err=True)
+        if settings.analytics.database_url:
+            typer.echo(
+                "the rows are gone from PostgreSQL; what its own journal, replicas and dumps still hold of "
+                "them is not read here",
+                err=True,
+            )
     for name in receipt.remains:
         typer.echo(
             f"a trace is left in data/{name}: delete that file, or stop what writes it and run again",

@@ -17,6 +17,8 @@ ERRORS = {
     504: ("server_error", "upstream_timeout", "this part of the server took too long to answer"),
 }
 AGAIN = (429, 502, 503)
+SPREAD_KEEPALIVE = "1s"
+WRITER = "kb_writer"
 HSTS = 'add_header Strict-Transport-Security "max-age=31536000" always;'
 # Mozilla's intermediate list: every browser of the last ten years.
 CIPHERS = (
@@ -31,7 +33,10 @@ Lines = list[str]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """One address below the prefix: which server answers it, how, and by connections of which pool."""
+    """One address below the prefix: which server answers it, how, and by connections of which pool.
+
+    `running`: it concerns an answer that runs on one of several servers.
+    """
 
     remark: str
     match: str
@@ -39,18 +44,24 @@ class _Place:
     server: str
     stream: bool = False
     pool: str = ""
+    running: bool = False
 
 
 PLACES = (
     _Place("answers, as they come", "^~", "/api/llm/", "proxy", stream=True, pool="questions"),
     _Place("answers in OpenAI's dialect", "^~", "/v1/", "proxy", stream=True, pool="questions"),
     _Place("the assistant", "=", "/api/chat", "proxy", stream=True, pool="questions"),
-    _Place("the rest of an answer whose connection broke", "=", "/api/chat/resume", "proxy", stream=True),
+    _Place(
+        *("the rest of an answer whose connection broke", "=", "/api/chat/resume", "proxy"),
+        stream=True,
+        running=True,
+    ),
     _Place("whether streams pass, for `mogine doctor --public`", "^~", "/api/probe/", "proxy", stream=True),
     _Place("search", "=", "/api/search", "kb"),
     _Place("what the site says of the company", "=", "/api/company_info", "kb"),
     _Place("whether questions are recorded; no numbers of yours", "=", "/api/analytics/health", "analytics"),
 )  # fmt: skip
+PLACES_OF_RUNNING = (_Place("the end of an answer that runs", "=", "/api/chat/stop", "proxy", running=True),)
 
 
 def render(site: Site) -> dict[str, str]:
@@ -119,14 +130,38 @@ def _shared(site: Site) -> Lines:
     # Connections that carry nothing but questions are the quickest in mogine: they have their own pool.
     for name, port in {**_ports(site), "questions": site.proxy_port}.items():
         address = f"[{site.host}]" if ":" in site.host else site.host
+        servers = site.upstreams("proxy" if name == "questions" else name)
         lines += [
             f"upstream mogine_{name} {{",
-            f"    server {address}:{port};",
+            *(_choice(name, servers) if servers else [f"    server {address}:{port};"]),
             "    keepalive 32;",
-            "    keepalive_timeout 20s;",  # shorter than ours, which would meet a question half-way
+            # shorter than ours, which would meet a question half-way; one that stops waits for less
+            f"    keepalive_timeout {SPREAD_KEEPALIVE if servers else '20s'};",
             "}",
         ]
+    if _has_writer(site):
+        lines += [f"upstream mogine_{WRITER} {{", f"    server {site.kbs[0]};", "}"]
     return lines
+
+
+def _has_writer(site: Site) -> bool:
+    """Whether documents have to be sent to one of several: the others take over what it has published."""
+    return bool(site.admin_from) and len(site.kbs) > 1
+
+
+def _choice(name: str, servers: tuple[str, ...]) -> Lines:
+    """Servers of which the least busy is asked, and one that refuses is left alone for a moment.
+
+    It counts as back only when an answer of it has ended, which may take minutes. In a rolling restart all
+    may be marked like that although each but one would answer: so all stand there once more, for when nobody
+    is left, without marks.
+    """
+    return [
+        f"    zone mogine_{name} 64k;",
+        "    least_conn;",
+        *(f"    server {server} max_fails=1 fail_timeout=2s;" for server in servers),
+        *(f"    server {server} backup max_fails=0;" for server in servers if len(servers) > 1),
+    ]
 
 
 def _ports(site: Site) -> dict[str, int]:
@@ -216,11 +251,10 @@ def _locations(site: Site) -> Lines:
         "    proxy_set_header X-Forwarded-For $remote_addr;",
         "    proxy_set_header X-Forwarded-Proto $scheme;",
         '    proxy_set_header Forwarded "";',
-        "    proxy_connect_timeout 5s;",
+        f"    proxy_connect_timeout {2 if site.is_spread else 5}s;",
         "    proxy_send_timeout 60s;",
         "    proxy_read_timeout 60s;",
-        "    # A question is never asked twice.",
-        "    proxy_next_upstream off;",
+        *_indented(_elsewhere(site)),
         "",
         "    gzip on;",
         "    gzip_proxied any;",
@@ -231,7 +265,7 @@ def _locations(site: Site) -> Lines:
         *(f"    error_page {status} @mogine_{status};" for status in ERRORS),
         "",
     ]
-    for place in PLACES:
+    for place in (*PLACES, *(PLACES_OF_RUNNING if site.proxies else ())):
         lines += [*_indented(_place(site, place)), ""]
     lines.append("    # For the machine itself, not for the world.")
     for path in PATHS_INSIDE:
@@ -241,6 +275,18 @@ def _locations(site: Site) -> Lines:
     for status in ERRORS:
         lines += _told(status)
     return lines
+
+
+def _elsewhere(site: Site) -> Lines:
+    """When the next server is asked instead."""
+    if not site.is_spread:
+        return ["# A question is never asked twice.", "proxy_next_upstream off;"]
+    return [
+        "# A question goes to another server while none has received it, and is never asked twice; what only",
+        "# reads may be asked again.",
+        "proxy_next_upstream error timeout http_503;",
+        "proxy_next_upstream_timeout 10s;",
+    ]
 
 
 def _place(site: Site, place: _Place) -> Lines:
@@ -253,6 +299,11 @@ def _place(site: Site, place: _Place) -> Lines:
             "    proxy_cache off;",
             "    gzip off;",
             f"    proxy_read_timeout {_whole(site.answer_timeout_s + 15)}s;",
+        ]
+    if site.proxies and place.running:
+        lines += [
+            "    # Only one of the servers has it; the others say 404, and asking them does nothing.",
+            "    proxy_next_upstream error timeout http_404 http_503 non_idempotent;",
         ]
     if place.server != "proxy":
         lines += _indented(_logs(site, place.server))
@@ -276,7 +327,7 @@ def _owners_side(site: Site) -> Lines:
             "    proxy_read_timeout 120s;",
             "    proxy_buffering off;",
             *_indented(_logs(site, server)),
-            *_indented(_passing(site, server)),
+            *_indented(_passing(site, WRITER if server == "kb" and _has_writer(site) else server)),
             "}",
         ]
     return lines

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class Site:
     `programs` are the folders that the executable needs to read: its virtual environment and its Python.
     `domain` may be empty where no web server is concerned. `prefix` begins and ends with `/`.
     `admin_from` are the networks that may reach the owner's side from outside; nobody by default.
-    `behind` are the networks of a load balancer or CDN in front of nginx.
+    `behind` are the networks of a load balancer or CDN in front of nginx. `proxies`, `kbs` and `analytics_at`
+    are servers that run elsewhere than `host`, or more than once, each as `host:port`.
     """
 
     home: Path
@@ -47,9 +49,12 @@ class Site:
     analytics_calls_out: bool = False
     admin_from: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    kbs: tuple[str, ...] = ()
+    analytics_at: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = [*_names(self), *_paths(self), *_networks(self)]
+        problems = [*_names(self), *_paths(self), *_networks(self), *_servers(self)]
         if problems:
             raise SettingsError("\n".join(["no file can be made of this:", *(f"  - {p}" for p in problems)]))
 
@@ -69,6 +74,15 @@ class Site:
         return self.home / "data"
 
     @property
+    def is_spread(self) -> bool:
+        """Whether nginx has to choose among servers, or to reach another machine."""
+        return bool(self.proxies or self.kbs or self.analytics_at)
+
+    def upstreams(self, name: str) -> tuple[str, ...]:
+        """Where nginx finds `proxy`, `kb` or `analytics` if not at `host`; empty otherwise."""
+        return {"proxy": self.proxies, "kb": self.kbs, "analytics": self.analytics_at}[name]
+
+    @property
     def url(self) -> str:
         """What visitors open."""
         port = "" if self.https_port == 443 else f":{self.https_port}"
@@ -85,6 +99,54 @@ def public_host(settings: Settings) -> str:
 def reachable(host: str) -> str:
     """The address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to call
+
+
+def listed(option: str, values: Sequence[str] | None) -> tuple[str, ...]:
+    """The servers in the values of an option, each of which may name several, comma separated.
+
+    Empty when it was not given. Raises SettingsError when it was and names none.
+    """
+    servers = tuple(word for value in values or () for part in value.split(",") if (word := part.strip()))
+    if values and not servers:
+        raise SettingsError(f"{option} names no server; write {option} 10.0.0.1:8741,10.0.0.2:8741")
+    return servers
+
+
+def _servers(site: Site) -> list[str]:
+    found = []
+    for name in ("proxy", "kb", "analytics"):
+        known: dict[tuple[str, int], str] = {}
+        for server in site.upstreams(name):
+            try:
+                where = _parted(server)
+            except ValueError as error:
+                found.append(f"{server!r} is no server: {error}")
+                continue
+            if where in known:
+                found.append(f"{server!r} is the same server as {known[where]!r}; name each once")
+            known.setdefault(where, server)
+    return found
+
+
+def _parted(server: str) -> tuple[str, int]:
+    """Host and port, in the one form by which they are compared. Raises ValueError with the remedy."""
+    if "/" in server:
+        raise ValueError("write HOST:PORT, without a scheme and a path")
+    host, colon, port = server.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if ":" in host and not bracketed:
+        raise ValueError("write an IPv6 address in brackets, and its port: [fd00::1]:8741")
+    if not colon or not host:
+        raise ValueError("write HOST:PORT, such as 10.0.0.1:8741 or proxy.example.com:8741")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError("a port is a number from 1 to 65535")
+    if bracketed:
+        return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+    if re.fullmatch(r"[0-9.]+", host):
+        return str(ipaddress.IPv4Address(host)), int(port)
+    if not DOMAIN.fullmatch(host):
+        raise ValueError("its host is neither an address nor a name")
+    return host.lower(), int(port)
 
 
 def _names(site: Site) -> list[str]:

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -20,9 +19,10 @@ from mogine import ports
 from mogine.analytics.checks import check as look_at_record
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
-from mogine.analytics.store import AnalyticsStore, size_bytes
+from mogine.analytics.store import AnalyticsStore, open_store
+from mogine.doctor import machines
 from mogine.doctor.line import Line, error, ok, warning
-from mogine.errors import MogineError
+from mogine.errors import MogineError, Unavailable
 from mogine.kb.embedders import open_embedder
 from mogine.kb.gate import TESTS_NAME, load_tests, run_tests
 from mogine.kb.generations import Generations
@@ -52,7 +52,7 @@ class House:
     @property
     def store(self) -> AnalyticsStore:
         """The record."""
-        return AnalyticsStore(self.settings.analytics_path)
+        return open_store(self.settings)
 
 
 Check = Callable[[House], Iterator[Line]]
@@ -179,6 +179,7 @@ def _server(s: Settings, name: str) -> Iterator[Line]:
     else:
         yield ok(label, f"answers at {url}")
     yield from _breakers(answer)
+    yield from _shared(answer)
     strangers = [a for a in ports.listening_addresses(port) if not _is_loopback(a)]
     if strangers:
         yield warning(
@@ -221,6 +222,20 @@ def _breakers(answer: httpx.Response) -> Iterator[Line]:
             )
 
 
+def _shared(answer: httpx.Response) -> Iterator[Line]:
+    """Limits that are not shared though they should be."""
+    try:
+        state = answer.json().get("redis", "ok")
+    except ValueError:
+        return
+    if state != "ok":
+        yield warning(
+            "limits",
+            f"are not shared with other machines: to the proxy Redis is {state}",
+            "its log says why; it tries again every second",
+        )
+
+
 def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
 
@@ -228,20 +243,22 @@ def _is_loopback(address: str) -> bool:
 def database(house: House) -> Iterator[Line]:
     """The record is sound, of this version, and does not lag behind."""
     store = house.store
-    if not store.exists():
-        yield ok("record", "nothing has been asked yet")
-        return
     began = time.perf_counter()
     try:
+        if not store.exists():
+            yield ok("record", f"nothing has been asked yet{'' if store.is_file else '; PostgreSQL answers'}")
+            return
         found = store.summary()
-        with closing(sqlite3.connect(f"{store.path.as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
-            word = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    except (MogineError, sqlite3.Error) as problem:
+        word = store.soundness()
+        size = store.size_bytes() / 1024**2
+    except MogineError as problem:
         yield error(
             "record",
             f"{store.name} cannot be read: {problem}",
             "a server that starts moves a damaged file aside and begins a new one; "
-            "`mogine restore FILE` brings a backup back",
+            "`mogine restore FILE` brings a backup back"
+            if store.is_file
+            else "questions wait in data/spool until the server that MOGINE_DATABASE_URL names takes them",
         )
         return
     if word != "ok":
@@ -249,8 +266,8 @@ def database(house: House) -> Iterator[Line]:
         return
     took_ms = (time.perf_counter() - began) * 1000
     last = f", the last at {found.last_write_at:%Y-%m-%d %H:%M} UTC" if found.last_write_at else ""
-    size = size_bytes(store.path) / 1024**2
-    yield ok("record", f"questions: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
+    where = "" if store.is_file else " in PostgreSQL"
+    yield ok("record", f"questions{where}: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
     waiting = Spool(house.settings.data_path / "spool").count()
     if waiting:
         yield warning(
@@ -268,9 +285,9 @@ def database(house: House) -> Iterator[Line]:
 def cleanup(house: House) -> Iterator[Line]:
     """Nothing is kept longer than it may be."""
     days = house.settings.analytics.retention_days
-    if not house.store.exists():
-        return
     try:
+        if not house.store.exists():
+            return
         late = house.store.count_before(house.now - timedelta(days=days + LATE_CLEANUP_DAYS))
     except MogineError:
         return  # told by `database`
@@ -320,7 +337,7 @@ def knowledge(house: House) -> Iterator[Line]:
     """What serves is whole and not too old, the model loads, and the tests pass."""
     s = house.settings
     try:
-        generation = Generations(s.kb_path).current()
+        generation = Generations.of(s).current()
     except MogineError as problem:
         yield error(
             "knowledge", problem.message, "`mogine kb rollback`, or a fresh `mogine kb ingest ./docs`"
@@ -331,6 +348,11 @@ def knowledge(house: House) -> Iterator[Line]:
         return
     yield from _generation(house, generation)
     yield from _asked(s, generation)
+
+
+def chroma(house: House) -> Iterator[Line]:
+    """Where a Chroma server has the vectors: it answers, and has them."""
+    yield from machines.chroma(house.settings)
 
 
 def _generation(house: House, generation: Generation) -> Iterator[Line]:
@@ -369,6 +391,9 @@ def _asked(s: Settings, generation: Generation) -> Iterator[Line]:
         yield ok("embedder", f"{embedder.name} is ready in {took_ms:.0f} ms")
         tests = load_tests(s.home / TESTS_NAME)
         failed = [outcome.test.question for outcome in run_tests(base, tests) if not outcome.passed]
+    except Unavailable as problem:
+        yield error("kb tests", problem.message, "see the line about chroma")
+        return
     except MogineError as problem:
         yield error("kb tests", problem.message, f"correct {s.home / TESTS_NAME}")
         return
@@ -393,6 +418,11 @@ def _ago(age: timedelta) -> str:
     if age.days:
         return f"{age.days} day{'s' * (age.days > 1)} ago"
     return f"{age.seconds // 3600} h ago" if age.seconds >= 3600 else "within the last hour"
+
+
+def redis(house: House) -> Iterator[Line]:
+    """What counts for all machines."""
+    yield from machines.redis(house.settings)
 
 
 def disk(house: House) -> Iterator[Line]:
@@ -444,8 +474,8 @@ def descriptors(house: House) -> Iterator[Line]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, disk, backups),
-    descriptors,
+    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, chroma, disk),
+    *(backups, descriptors, redis),
 )
 
 

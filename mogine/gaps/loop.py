@@ -16,7 +16,7 @@ import numpy as np
 
 from mogine.analytics import unanswered
 from mogine.analytics.schema import SEQ_BITS
-from mogine.analytics.store import AnalyticsStore, first_seq, locked_file
+from mogine.analytics.store import AnalyticsStore, first_seq, open_store
 from mogine.analytics.tables import set_state, state
 from mogine.analytics.unanswered import Asked, Evidence, Gap, GapStatus, Member, Nearest, Step
 from mogine.errors import MogineError, RequestError
@@ -52,7 +52,7 @@ BATCH = 5_000
 NEAREST_FOR = 100
 EXCERPT_CHARS = 240
 STALE_MS = 300_000
-LOCK_NAME = "gaps.lock"
+LOCK_NAME = "gaps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class Gaps:
         """
         if not self._store.exists():
             return Refreshed()
-        with locked_file(self._store.path.with_name(LOCK_NAME), wait=True):
+        with self._store.lock(LOCK_NAME, wait=True):
             self._store.prepare()
             with self._store.reader() as reader:
                 newest = reader.all("SELECT max(seq) FROM queries")[0][0] or 0
@@ -429,8 +429,8 @@ def _plain(question: str) -> str:
 def open_gaps(settings: Settings) -> Gaps:
     """The gaps of a home."""
     return Gaps(
-        AnalyticsStore(settings.analytics_path),
-        Generations(settings.kb_path),
+        open_store(settings),
+        Generations.of(settings),
         settings.home / TESTS_NAME,
         lambda: open_embedder(settings),
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mogine.errors
+from mogine.children import import_path
 from mogine.errors import MogineError, SettingsError, StoreError
 from mogine.ingest.find import read
 from mogine.ingest.pipeline import Gate, take_out, take_uploads
 from mogine.ingest.readahead import Item
-from mogine.ingest.worker import import_path
 from mogine.kb.embedders import open_embedder
 from mogine.kb.gate import TESTS_NAME, load_tests
 from mogine.kb.generations import Generations
@@ -102,7 +102,7 @@ def main() -> None:
 def _work(fields: dict[str, Any]) -> Outcome:
     kb = KnowledgeSettings(**_with_tuples(fields["kb"]))
     settings = Settings(home=Path(fields["home"]), kb=kb)
-    generations = Generations(settings.kb_path)
+    generations = Generations.of(settings)
     gate = _gate(settings.home / TESTS_NAME)
     with closing(open_embedder(settings)) as embedder:
         if fields["add"]:

@@ -16,10 +16,10 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from mogine.children import import_path
 from mogine.errors import MogineError, TooLarge, UnreadableDocument, UnsupportedMedia
 from mogine.ingest.load import parse
 from mogine.ingest.loaders.parsed import Parsed
@@ -132,12 +132,6 @@ class Parser:
         if child.wait() == -signal.SIGXCPU:
             return f"took more than {self._limits.cpu_s} seconds of computing to read"
         return "could not be read: its parser broke off; the file may be damaged or made to do harm"
-
-
-def import_path() -> list[str]:
-    """Where the child finds mogine and its libraries: never the current folder by accident."""
-    own = str(Path(__file__).resolve().parents[2])
-    return list(dict.fromkeys([own, *(entry for entry in sys.path if entry and Path(entry).is_absolute())]))
 
 
 def _write(child: "subprocess.Popen[bytes]", pieces: list[bytes], deadline: float) -> None:

@@ -1,9 +1,11 @@
 """Care for one vendor: its keys in turn, which of them rest, and whether it is asked at all just now."""
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from mogine.errors import (
     AnswerTooLong,
@@ -23,6 +25,9 @@ WITHIN_S = 30.0
 PROBE_S = 10.0
 REFUSED_REST_S = 300.0
 QUOTA_REST_S = 900.0
+GRANT_S = 9.0  # less than PROBE_S, when the trial is granted to the next
+APART_S = 60.0
+ELSEWHERE_S = 1.0  # while another process makes the trial
 
 KINDS: tuple[tuple[type[UpstreamError], str], ...] = (
     (UpstreamUnreachable, "unreachable"),
@@ -38,6 +43,19 @@ KINDS: tuple[tuple[type[UpstreamError], str], ...] = (
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
+
+
+class Peers(Protocol):
+    """Other processes that ask the same vendor. What one of them learns is told to all."""
+
+    def opened(self, seconds: float) -> None:
+        """The vendor is left alone, for so long at first."""
+
+    def closed(self) -> None:
+        """The vendor answers again."""
+
+    def rests(self, key: str, seconds: float) -> None:
+        """A key is left alone for so long."""
 
 
 class Keys:
@@ -83,6 +101,10 @@ class Keys:
         self._rests[key] = self._clock() + seconds
         return fresh
 
+    def rests(self, key: str) -> float:
+        """Seconds that `key` still rests."""
+        return max(0.0, self._rests.get(key, 0.0) - self._clock())
+
     @property
     def resting(self) -> int:
         """How many keys rest now."""
@@ -101,6 +123,10 @@ class Breaker:
     It opens when failures outnumber answers by FAILURES within WITHIN_S: each answer makes up for one
     failure, so that a few among many do no harm. While it is open one question in PROBE_S gets through;
     the first that is taken closes it.
+
+    One of several processes is told by `hear` what all know; then the one question is that of the process
+    to whom it was granted. When it opens again here soon after another process has closed it, the way from
+    here to the vendor is broken and not the vendor: then it is open here alone.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
@@ -108,6 +134,9 @@ class Breaker:
         self._failed_at: deque[float] = deque(maxlen=FAILURES)
         self._probe_at: float | None = None  # set while open
         self._probing = False
+        self._is_shared = False  # all know that it is open
+        self._granted_until = -math.inf  # until then the trial is ours to make
+        self._closed_by_others_at = -math.inf
 
     @property
     def state(self) -> str:
@@ -123,6 +152,9 @@ class Breaker:
         now = self._clock()
         if now < self._probe_at:
             return self._probe_at - now
+        if self._is_shared and now >= self._granted_until:
+            return ELSEWHERE_S
+        self._granted_until = -math.inf
         # A trial that hangs must not keep the next one from being made.
         self._probe_at = now + PROBE_S
         self._probing = True
@@ -133,9 +165,32 @@ class Breaker:
         was_open = self._probe_at is not None
         if was_open:
             self._probe_at = None
-            self._probing = False
+            self._probing = self._is_shared = False
+            self._granted_until = -math.inf
             self._failed_at.clear()
         return was_open
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether others have found the vendor well only a moment ago."""
+        return self._clock() - self._closed_by_others_at < APART_S
+
+    def hear(self, wait_s: float | None, *, granted: bool = False) -> None:
+        """What all processes know: None when it is closed, else seconds until it is tried again, and
+        whether that is up to this one now. Heard before each question, if it is heard at all."""
+        now = self._clock()
+        if wait_s is None:
+            if self._is_shared and self.taken():
+                self._closed_by_others_at = now
+        elif granted or now >= self._granted_until:
+            self._is_shared = True
+            self._granted_until = now + GRANT_S if granted else -math.inf
+            if not self._probing or granted:
+                self._probe_at = now + wait_s
+
+    def hear_nothing(self) -> None:
+        """The others are out of reach: from here on it is decided here alone."""
+        self._is_shared = False
 
     def succeeded(self) -> None:
         """An answer was complete."""
@@ -173,6 +228,7 @@ class Care:
         self.key_setting = key_setting
         self.keys = Keys(keys, clock=clock)
         self.breaker = Breaker(clock=clock)
+        self.peers: Peers | None = None
         self.errors: Counter[str] = Counter()
         self.key_changes = 0
         self._quota_codes = quota_codes
@@ -193,6 +249,8 @@ class Care:
         if not key:
             return False
         if self.keys.rest(key, seconds):
+            if self.peers is not None:
+                self.peers.rests(key, seconds)
             log.error(
                 "%s refused the key ending in %s of %s (%s); it rests for %g s while there are others",
                 self.label,
@@ -217,13 +275,27 @@ class Care:
                 WITHIN_S,
                 PROBE_S,
             )
+            if self.peers is not None and not self.breaker.is_apart:
+                self.peers.opened(PROBE_S)
         elif not _is_failure(error):
             self.taken()
+
+    def hear(self, wait_s: float | None, *, granted: bool) -> None:
+        """See `Breaker.hear`."""
+        before = self.breaker.state
+        self.breaker.hear(wait_s, granted=granted)
+        after = self.breaker.state
+        if before == "closed" != after:
+            log.error("%s has failed another process too often: it is left alone here, too", self.label)
+        elif before != "closed" == after:
+            log.warning("%s answers again, as another process has found", self.label)
 
     def taken(self) -> None:
         """The vendor is there."""
         if self.breaker.taken():
             log.warning("%s answers again", self.label)
+            if self.peers is not None:
+                self.peers.closed()
 
 
 class Turn:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mogine.chat import Provider
 from mogine.providers import dashscope, doubao, openai
+from mogine.providers.care import Peers
 from mogine.providers.extract import ExtractProvider
 from mogine.providers.vendor import VendorProvider
 from mogine.settings import Settings
@@ -25,6 +26,7 @@ class Roster(Mapping[str, Provider]):
     def __init__(self, settings: Settings, client: Client) -> None:
         self._client = client
         self._providers: dict[str, Provider] = {}
+        self._peers: Callable[[str], Peers] | None = None
         self.settings = settings
         self.renew(settings)
 
@@ -42,6 +44,12 @@ class Roster(Mapping[str, Provider]):
         """Those that are asked over the network."""
         return (p for p in self._providers.values() if isinstance(p, VendorProvider))
 
+    def join(self, peers: Callable[[str], Peers] | None) -> None:
+        """From here on what is learnt of a vendor is told to `peers(its name)`."""
+        self._peers = peers
+        for vendor in self.vendors:
+            vendor.care.peers = peers and peers(vendor.name)
+
     def renew(self, settings: Settings) -> None:
         """Follow `settings` from the next question on; running answers are not disturbed."""
         before, self.settings = self.settings, settings
@@ -58,6 +66,7 @@ class Roster(Mapping[str, Provider]):
             else:
                 providers[name] = make(settings, self._client)
         self._providers = {**providers, "extract": ExtractProvider()}
+        self.join(self._peers)
 
 
 @asynccontextmanager

@@ -77,6 +77,13 @@ def home_id(data_path: Path) -> str:
         ) from error
 
 
+def without_redis() -> SettingsError:
+    """The setting is there and the package is not."""
+    return SettingsError(
+        "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
+    )
+
+
 def publish_once(path: Path, text: str) -> None:
     """Writes `text` under a name of its own and links it into place: of several servers that start
     at once one wins, and none ever reads half a token."""

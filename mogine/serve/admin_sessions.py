@@ -1,8 +1,9 @@
 """The owner's way in: the admin token as it stands now, and links that work once and become a cookie."""
 
-import contextlib
+import asyncio
 import hashlib
 import hmac
+import importlib
 import logging
 import re
 import secrets
@@ -12,11 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from aiohttp import hdrs, web
 
 from mogine.errors import Forbidden, MogineError, NotFound, SettingsError, StoreError
-from mogine.serve.access import ADMIN_TOKEN_FILE, FORWARDED, Gate, admin_token, is_trusted, publish_once
+from mogine.serve.access import (
+    ADMIN_TOKEN_FILE,
+    FORWARDED,
+    Gate,
+    admin_token,
+    is_trusted,
+    publish_once,
+    without_redis,
+)
 from mogine.serve.requests import peer_of
 from mogine.settings import Settings, load_settings
 
@@ -93,19 +103,94 @@ class Session:
     expires_at: datetime
 
 
-class AdminSessions:
-    """Links and sessions as files of `data/admin/`, so that all servers of a home know the same.
+SESSION: web.RequestKey[Session | None] = web.RequestKey("SESSION")
 
-    A file's name is made of the secret and the admin token: the folder gives no secret away, and with another
-    token everything in it is void. Its text says when it ends.
+
+class Shelf(Protocol):
+    """Where links and sessions lie, by names that give no secret away."""
+
+    is_alone: bool  # whether what was put last lies on this machine, though it should be known to all
+
+    def put(self, name: str, expires_at: int, lasts_s: float) -> None:
+        """Keep when `name` ends, at least for `lasts_s`. Raises StoreError."""
+
+    def find(self, name: str) -> str | None:
+        """What was kept of `name`."""
+
+    def take(self, name: str) -> bool:
+        """Let `name` go; of several that do so at once one is told that it was there."""
+
+    def clear(self) -> None:
+        """Let everything go."""
+
+
+class Files:
+    """A `Shelf` in a folder, for all servers of a home."""
+
+    is_alone = False
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._clock = clock
+
+    def put(self, name: str, expires_at: int, lasts_s: float) -> None:
+        """See `Shelf.put`."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in self._paths():
+                if not _is_good(self.find(path.name), self._clock()):
+                    path.unlink(missing_ok=True)
+            # Whole when it appears: who sweeps takes an empty one for one that has ended.
+            publish_once(self._folder / name, f"{expires_at}\n")
+        except OSError as error:
+            raise StoreError(
+                f"data/{FOLDER} cannot be written: {error.strerror or error}; is the disk full?"
+            ) from error
+
+    def find(self, name: str) -> str | None:
+        """See `Shelf.find`."""
+        try:
+            return (self._folder / name).read_text("ascii")
+        except (OSError, ValueError):
+            return None
+
+    def take(self, name: str) -> bool:
+        """See `Shelf.take`. Raises StoreError."""
+        try:
+            (self._folder / name).unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StoreError(f"data/{FOLDER} cannot be changed: {error.strerror or error}") from error
+        return True
+
+    def clear(self) -> None:
+        """See `Shelf.clear`."""
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return [*self._folder.glob("link-*"), *self._folder.glob("session-*")]
+
+
+class AdminSessions:
+    """Links and sessions on a shelf, so that all servers that use it know the same.
+
+    A name there is made of the secret and the admin token: the shelf gives no secret away, and with another
+    token everything on it is void. What is kept says when it ends.
     """
 
     def __init__(
-        self, folder: Path, token: Callable[[], str], *, clock: Callable[[], float] = time.time
+        self, shelf: Shelf, token: Callable[[], str], *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._folder = folder
+        self._shelf = shelf
         self._token = token
         self._clock = clock
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the last link is good on this machine only, though it should be on all."""
+        return self._shelf.is_alone
 
     def new_link(self) -> str:
         """A secret that `redeem` takes once within LINK_S. Raises StoreError."""
@@ -113,67 +198,59 @@ class AdminSessions:
 
     def redeem(self, link: str) -> Session:
         """A new session for a link. Raises NotFound for one that is used up, too old or made up."""
-        path = self._path("link", link)
-        if path is None or self._end_of(path) is None:
+        name = self._name("link", link)
+        if name is None or self._end_of(name) is None:
             raise _no_link()
         # The session first: on a full disk the link is good for another try.
         value, expires_at = self._make("session", SESSION_S)
         try:
-            path.unlink()  # of several that redeem at once one succeeds
-        except FileNotFoundError:
+            is_first = self._shelf.take(name)
+        except MogineError:
             self.end(value)
-            raise _no_link() from None
-        except OSError as error:
+            raise
+        if not is_first:
             self.end(value)
-            raise StoreError(f"the link cannot be used up: {error.strerror or error}") from error
+            raise _no_link()
         return Session(value, datetime.fromtimestamp(expires_at, UTC))
 
     def find(self, value: str) -> Session | None:
         """The session of a cookie, while it lasts."""
-        path = self._path("session", value)
-        expires_at = self._end_of(path) if path else None
+        name = self._name("session", value)
+        expires_at = self._end_of(name) if name else None
         return None if expires_at is None else Session(value, datetime.fromtimestamp(expires_at, UTC))
 
     def end(self, value: str) -> None:
         """Nobody gets in by this session any more."""
-        if path := self._path("session", value):
-            path.unlink(missing_ok=True)
+        if name := self._name("session", value):
+            self._shelf.take(name)
 
     def _make(self, kind: str, lasts_s: float) -> tuple[str, float]:
         value = secrets.token_urlsafe(32)
-        path = self._path(kind, value)
+        name = self._name(kind, value)
         expires_at = round(self._clock() + lasts_s)
-        if path is None:
+        if name is None:
             raise AssertionError("a secret of ours has the form of one")
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._sweep()
-            # Whole when it appears: who sweeps takes an empty one for one that has ended.
-            publish_once(path, f"{expires_at}\n")
-        except OSError as error:
-            raise StoreError(
-                f"data/{FOLDER} cannot be written: {error.strerror or error}; is the disk full?"
-            ) from error
+        self._shelf.put(name, expires_at, lasts_s)
         return value, expires_at
 
-    def _path(self, kind: str, value: str) -> Path | None:
+    def _name(self, kind: str, value: str) -> str | None:
         if not _SECRET.fullmatch(value):
             return None
         words = f"{kind}:{value}".encode()
-        return self._folder / f"{kind}-{hmac.new(self._token().encode(), words, hashlib.sha256).hexdigest()}"
+        return f"{kind}-{hmac.new(self._token().encode(), words, hashlib.sha256).hexdigest()}"
 
-    def _end_of(self, path: Path) -> float | None:
-        """When what `path` stands for ends; None when it has ended or never was."""
-        try:
-            expires_at = float(path.read_text("ascii"))
-        except (OSError, ValueError):
-            return None
-        return expires_at if self._clock() < expires_at <= self._clock() + SESSION_S + CLOCK_S else None
+    def _end_of(self, name: str) -> float | None:
+        """When what is called `name` ends; None when it has ended or never was."""
+        text = self._shelf.find(name)
+        return float(text) if text is not None and _is_good(text, self._clock()) else None
 
-    def _sweep(self) -> None:
-        for path in self._folder.iterdir():
-            if path.name.startswith(("link-", "session-")) and self._end_of(path) is None:
-                path.unlink(missing_ok=True)
+
+def _is_good(text: str | None, now: float) -> bool:
+    """Whether something that ends at `text` has not ended."""
+    try:
+        return now < float(text or 0) <= now + SESSION_S + CLOCK_S
+    except ValueError:
+        return False
 
 
 class Doorkeeper:
@@ -188,9 +265,14 @@ class Doorkeeper:
         self._base_path = settings.proxy.base_path
         self._sessions = sessions
 
+    async def recognise(self, request: web.Request) -> None:
+        """Look for the session that the request's cookie names, for whoever asks afterwards."""
+        if value := request.cookies.get(COOKIE, ""):
+            request[SESSION] = await asyncio.to_thread(self._sessions.find, value)
+
     def session(self, request: web.Request) -> Session | None:
-        """The session that the request's cookie names."""
-        return self._sessions.find(request.cookies.get(COOKIE, ""))
+        """The session of a request that was recognised."""
+        return request.get(SESSION)
 
     def admits(self, request: web.Request) -> bool:
         """Whether the cookie is good. Raises Forbidden when it is, but not for this request."""
@@ -220,9 +302,9 @@ class Doorkeeper:
             samesite="Strict",
         )
 
-    def show_out(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def show_out(self, request: web.Request, response: web.StreamResponse) -> None:
         """Ends the session and takes the cookie back."""
-        self._sessions.end(request.cookies.get(COOKIE, ""))
+        await asyncio.to_thread(self._sessions.end, request.cookies.get(COOKIE, ""))
         response.del_cookie(
             COOKIE,
             path=self._path(request),
@@ -246,15 +328,25 @@ class Doorkeeper:
 
 
 def open_sessions(settings: Settings, token: Callable[[], str] | None = None) -> AdminSessions:
-    """The links and sessions of a home."""
-    return AdminSessions(settings.data_path / FOLDER, token or AdminToken(settings))
+    """The links and sessions of a home, or of all homes that use its Redis."""
+    return AdminSessions(_shelf(settings), token or AdminToken(settings))
 
 
 def end_all(settings: Settings) -> None:
     """Every link and session is void, also if the token should be put back one day."""
-    for path in (settings.data_path / FOLDER).glob("*-*"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+    _shelf(settings).clear()
+
+
+def _shelf(settings: Settings) -> Shelf:
+    files = Files(settings.data_path / FOLDER)
+    if not settings.access.redis_url:
+        return files
+    try:
+        shared = importlib.import_module("mogine.serve.admin_redis")
+    except ImportError as error:
+        raise without_redis() from error
+    shelf: Shelf = shared.RedisShelf(settings.access.redis_url, files)
+    return shelf
 
 
 def _no_link() -> MogineError:

@@ -15,12 +15,14 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from mogine.analytics.export import FORMATS, MEDIA_TYPES, to_dict
-from mogine.analytics.lines import Piece, render_rows
+from mogine.analytics.lines import render_rows
 from mogine.analytics.records import ANSWERED, KINDS, MAX_DAYS, RATINGS, STATUSES, Selection, Window
 from mogine.analytics.reports import REPORTS, check_by, statistics
 from mogine.analytics.retention import cleanup
 from mogine.analytics.spool import Spool
-from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore
+from mogine.analytics.sqllines import Piece
+from mogine.analytics.store import MAX_SEARCH_CHARS, AnalyticsStore, open_store
+from mogine.analytics.upkeep import Upkeep
 from mogine.errors import MogineError, RequestError
 from mogine.gaps.loop import open_gaps
 from mogine.serve import dashboard, gaps
@@ -89,12 +91,12 @@ def create_app(settings: Settings) -> web.Application:
         OPENAPI_ROUTE,
     ]
     app = base_app(settings, "analytics", routes, ready=_problems)
-    app[STORE] = AnalyticsStore(settings.analytics_path)
+    app[STORE] = open_store(settings)
     app[HEALTH] = {}
     app[gaps.GAPS] = open_gaps(settings)
     app[gaps.LOOKOUT] = gaps.Lookout(settings)
     app.cleanup_ctx.append(gaps.keep_lookout)
-    app.cleanup_ctx.extend((_keep_looking, dashboard.keep_client))
+    app.cleanup_ctx.extend((_keep_looking, _keep_summing, dashboard.keep_client))
     return app
 
 
@@ -130,7 +132,7 @@ async def show_session(request: web.Request) -> web.Response:
 async def sign_out(request: web.Request) -> web.Response:
     """Ends the session of the cookie, in all browsers that have it."""
     response = json_response({"expires_at": None})
-    request.app[DOORKEEPER].show_out(request, response)
+    await request.app[DOORKEEPER].show_out(request, response)
     return response
 
 
@@ -347,6 +349,14 @@ def _look(store: AnalyticsStore) -> Health:
         body["database"] = "unusable"
     status = "degraded" if problem or body["waiting"] else "ok"
     return Health({"status": status, **body}, problem, time.monotonic())
+
+
+async def _keep_summing(app: web.Application) -> AsyncIterator[None]:
+    """Statistics stay quick where no proxy records, as after an upgrade; of several only one is at it."""
+    upkeep = Upkeep(app[STORE])
+    upkeep.start()
+    yield
+    await asyncio.to_thread(upkeep.stop)
 
 
 async def _keep_looking(app: web.Application) -> AsyncIterator[None]:

@@ -1,7 +1,8 @@
 """What all servers are made of: routes with declared access, common routes, JSON bodies."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from mogine.serve.admin_sessions import AdminToken, Doorkeeper, open_sessions
 from mogine.serve.keys import METERS, SETTINGS, SITE, STATE, Readiness, ServerState
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import CONTENT_TYPE, Meters, Snapshot, render
-from mogine.serve.middlewares import Frame
+from mogine.serve.middlewares import TRACING, Frame
 from mogine.serve.requests import Request, ShortRequest
 from mogine.settings import Settings, load_site
 
@@ -83,9 +84,11 @@ def base_app(
             raise SettingsError(f"{route.path}: only a visitor's POST comes the short way")
     lines = RequestLog(name)
     meters = Meters(name)
-    around = Frame(lines, gate, meters)
+    around = Frame(lines, gate, meters, doorkeeper.recognise)
     app = web.Application(middlewares=[around.middleware(levels)])
     app.on_cleanup.append(_flushing(lines))
+    if settings.otel.target:
+        app.cleanup_ctx.append(_tracing(name))
     app[SETTINGS] = settings
     app[SITE] = load_site(settings.home / "site.toml")
     app[STATE] = ServerState()
@@ -107,6 +110,22 @@ def _flushing(lines: RequestLog) -> Callable[[web.Application], Awaitable[None]]
         lines.flush()
 
     return flush
+
+
+def _tracing(name: str) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def tracing(app: web.Application) -> AsyncIterator[None]:
+        try:
+            telemetry = importlib.import_module("mogine.serve.telemetry")
+        except ImportError as error:
+            raise SettingsError(
+                "OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, which need packages of their own: "
+                "pip install 'mogine[otel]', or set OTEL_SDK_DISABLED=true"
+            ) from error
+        async with telemetry.open_tracing(app[SETTINGS], name) as opened:
+            app[TRACING] = app[FRAME].tracing = opened
+            yield
+
+    return tracing
 
 
 async def _own_snapshot(app: web.Application) -> Snapshot:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -16,9 +16,6 @@ TIGHT = 0.8
 MAX_PENDING = 20_000
 
 log = logging.getLogger(__name__)
-
-# What this home has spent in each period, in CNY; what all others have, None when nobody knows.
-Exchange = Callable[[Mapping[str, float]], Awaitable[Sequence[float] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,9 @@ class Budget:
     The record is read every LOOK_S, so that what other processes spend is seen and a restart forgets
     nothing. Rows of our own that are not in it yet are added by their ids: nothing counts twice, and a
     record that cannot be written does not make answers free.
+
+    Other homes are heard of by `hear`, and hear of this one by `tell`: of what an answer has cost, and when
+    it began.
     """
 
     def __init__(
@@ -54,7 +54,9 @@ class Budget:
         self._pending: dict[str, tuple[datetime, float]] = {}
         self._recorded = (0.0, 0.0)
         self._unrecorded = (0.0, 0.0)  # the sums of what is pending
-        self._others: tuple[tuple[datetime, ...], Sequence[float]] = ((), ())
+        self._heard: dict[str, tuple[float, float]] = {}
+        self._today = self._looked = _Day(timezone, now())
+        self.tell: Callable[[datetime, float], None] | None = None
         self._share = 0.0
         self._told = ""
 
@@ -71,19 +73,43 @@ class Budget:
     @property
     def today_cny(self) -> float:
         """What was spent today."""
-        return self._own(0) + self._of_others(0)
+        return self._spent(0)
 
     @property
     def month_cny(self) -> float:
         """What was spent this month."""
-        return self._own(1) + self._of_others(1)
+        return self._spent(1)
+
+    def _spent(self, which: int) -> float:
+        # What all have been told of this home may be ahead of what was read, and the other way round.
+        told, others = self._heard.get(self.periods()[which], (0.0, 0.0))
+        return max(self._own(which), told) + others
 
     def _own(self, which: int) -> float:
         return self._recorded[which] + self._unrecorded[which]
 
-    def _of_others(self, which: int) -> float:
-        starts, spent = self._others
-        return spent[which] if starts and starts[which] == self._starts_now()[which] else 0.0
+    def own_cny(self) -> dict[str, float]:
+        """What this home has spent in each period, as this process knew at its last look."""
+        return {period: self._own(which) for which, period in enumerate(self._looked.names)}
+
+    def periods(self, at: datetime | None = None) -> tuple[str, str]:
+        """The day and the month of `at`, or of now."""
+        if at is None:
+            return self._day().names
+        return (self._today if self._today.holds(at) else _Day(self._timezone, at)).names
+
+    def _day(self) -> "_Day":
+        now = self._now()
+        if not self._today.holds(now):
+            self._today = _Day(self._timezone, now)
+        return self._today
+
+    def hear(self, spent: Mapping[str, tuple[float, float]]) -> None:
+        """What by now all know to be spent in each period, in CNY: by this home, and by all others."""
+        self._heard = {**spent} if spent.keys() == self._heard.keys() else {**self._heard, **spent}
+        for period in self._heard.keys() - {*spent, *self.periods()}:
+            del self._heard[period]
+        self._settle()
 
     @property
     def tight(self) -> bool:
@@ -113,38 +139,53 @@ class Budget:
         """An answer has cost this."""
         if not self._limits or not cost_cny:
             return
+        if self.tell is not None:
+            self.tell(started_at, cost_cny)
         if len(self._pending) < MAX_PENDING:
             self._pending[row_id] = (started_at, cost_cny)
         # Beyond that the record is away for good, and what is not remembered counts until the next look.
-        self._unrecorded = (self._unrecorded[0] + cost_cny, self._unrecorded[1] + cost_cny)
+        day, month = (
+            before + cost_cny * (period == looked)
+            for before, period, looked in zip(
+                self._unrecorded, self.periods(started_at), self._looked.names, strict=True
+            )
+        )
+        self._unrecorded = (day, month)
         self._settle()
 
     def look(self) -> None:
         """Read the record. Blocks; raises MogineError when that is not possible."""
-        starts, pending = self._starts_now(), tuple(self._pending)
-        self._take_up(starts, self._spending.since(starts, pending, self._now()))
+        day, pending = self._day(), tuple(self._pending)
+        self._take_up(day, self._spending.since(day.starts, pending, self._now()))
 
-    def _take_up(self, starts: tuple[datetime, datetime], found: Spent) -> None:
+    def _take_up(self, looked: "_Day", found: Spent) -> None:
         for row_id in found.recorded:
             self._pending.pop(row_id, None)
-        day, month = (sum(cost for at, cost in self._pending.values() if at >= start) for start in starts)
+        day, month = (
+            sum(cost for at, cost in self._pending.values() if at >= start) for start in looked.starts
+        )
+        self._looked = looked
         self._recorded, self._unrecorded = (found.since[0], found.since[1]), (day, month)
         self._settle()
 
     @asynccontextmanager
-    async def watching(self, exchange: Exchange | None = None) -> AsyncIterator[None]:
-        """Look now, and again and again while the context lasts; `exchange` tells other homes what was spent
-        here, and gives what was there."""
+    async def watching(self, exchange: Callable[[], Awaitable[object]] | None = None) -> AsyncIterator[None]:
+        """Look now, and again and again while the context lasts, and call `exchange` after each look."""
         if not self._limits:
             yield
             return
-        await self._look_safely(exchange)
+
+        async def look() -> None:
+            await self.look_safely()
+            if exchange is not None:
+                await exchange()
 
         async def watch() -> None:
             while True:
                 await asyncio.sleep(LOOK_S)
-                await self._look_safely(exchange)
+                await look()
 
+        await look()
         task = asyncio.create_task(watch())
         try:
             yield
@@ -153,27 +194,16 @@ class Budget:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _look_safely(self, exchange: Exchange | None) -> None:
-        starts, pending = self._starts_now(), tuple(self._pending)
+    async def look_safely(self) -> None:
+        """Read the record, if there is a budget; when that is not possible what was known before counts."""
+        if not self._limits:
+            return
+        day, pending = self._day(), tuple(self._pending)
         try:
-            found = await asyncio.to_thread(self._spending.since, starts, pending, self._now())
-            self._take_up(starts, found)
+            found = await asyncio.to_thread(self._spending.since, day.starts, pending, self._now())
+            self._take_up(day, found)
         except MogineError as error:
             self._tell(f"the budget goes by what was known before: {error.message}")
-        if exchange is None:
-            return
-        local = starts[0].astimezone(self._timezone)
-        of_others = await exchange({f"{local:%Y-%m-%d}": self._own(0), f"{local:%Y-%m}": self._own(1)})
-        if of_others is not None:  # else what was known of them before still counts
-            self._others = (starts, of_others)
-            self._settle()
-
-    def _starts_now(self) -> tuple[datetime, datetime]:
-        day = self._now().astimezone(self._timezone).date()
-        return (
-            datetime.combine(day, time(), self._timezone).astimezone(UTC),
-            datetime.combine(day.replace(day=1), time(), self._timezone).astimezone(UTC),
-        )
 
     def _settle(self) -> None:
         shares = [
@@ -193,3 +223,20 @@ class Budget:
         if news[:14] != self._told[:14]:
             log.warning("%s", news)
         self._told = news
+
+
+class _Day:
+    """One day of a time zone, and its month."""
+
+    __slots__ = ("_until", "names", "starts")
+
+    def __init__(self, timezone: ZoneInfo, at: datetime) -> None:
+        date = at.astimezone(timezone).date()
+        days = (date, date.replace(day=1), date + timedelta(days=1))
+        day, month, self._until = (datetime.combine(d, time(), timezone).astimezone(UTC) for d in days)
+        self.starts = (day, month)
+        self.names = (f"{date:%Y-%m-%d}", f"{date:%Y-%m}")
+
+    def holds(self, at: datetime) -> bool:
+        """Whether `at` is on it."""
+        return self.starts[0] <= at < self._until

@@ -75,9 +75,9 @@ async def chat(request: Request) -> web.StreamResponse:
     if not question.stream:
         return json_response(await whole(request, question))
     bucket = desk.bucket(request)
-    seen, providers = _watched(request, desk, question, bucket)
+    seen = _watched(request, desk, question, bucket)
     with recorded(desk.books, seen), desk.limits.open(bucket) as place:
-        events = await _begin(request, desk, question, seen, providers, place)
+        events = await _begin(request, desk, question, seen, place)
         response = await sse.respond(
             request,
             _frames(events, seen),
@@ -94,9 +94,9 @@ async def whole(request: Request, question: Question) -> dict[str, Any]:
     """The answer when it is complete, as `/api/chat` tells it without a stream."""
     desk = request.app[DESK]
     bucket = desk.bucket(request)
-    seen, providers = _watched(request, desk, question, bucket)
+    seen = _watched(request, desk, question, bucket)
     with recorded(desk.books, seen), desk.limits.open(bucket) as place:
-        events = await _begin(request, desk, question, seen, providers, place)
+        events = await _begin(request, desk, question, seen, place)
         with desk.within(place):
             found = await _gathered(events, seen)
         _remember(desk, bucket, question, seen)
@@ -106,12 +106,12 @@ async def whole(request: Request, question: Question) -> dict[str, Any]:
 async def _resumable(request: Request, desk: Desk, question: Question) -> web.StreamResponse:
     """The answer as a stream with numbered events, which goes on for a moment when the connection is lost."""
     bucket = desk.bucket(request)
-    seen, providers = _watched(request, desk, question, bucket)
+    seen = _watched(request, desk, question, bucket)
     session, history = await desk.open_session(question.session_id, bucket)
 
     async def write(replay: Replay) -> None:
         with recorded(desk.books, seen), desk.limits.open(bucket) as place:
-            events = await _begin(request, desk, question, seen, providers, place, (session, history))
+            events = await _begin(request, desk, question, seen, place, (session, history))
             replay.push(sse.event("start", {"request_id": seen.id, "session_id": session}))
             try:
                 with desk.within(place):
@@ -167,13 +167,11 @@ async def _follow(request: Request, desk: Desk, replay: Replay, after: int) -> w
     )
 
 
-def _watched(
-    request: Request, desk: Desk, question: Question, bucket: str
-) -> tuple[Observation, list[Provider]]:
-    providers = desk.affordable(question.provider)
-    seen = desk.observe(request, bucket, "chat", providers[0].name, question.text)
+def _watched(request: Request, desk: Desk, question: Question, bucket: str) -> Observation:
+    first = desk.affordable(question.provider)[0]
+    seen = desk.observe(request, bucket, "chat", first.name, question.text)
     seen.page_url = question.page_url
-    return seen, providers
+    return seen
 
 
 async def _begin(
@@ -181,18 +179,19 @@ async def _begin(
     desk: Desk,
     question: Question,
     seen: Observation,
-    providers: list[Provider],
     place: Place,
     session: tuple[str, tuple[ChatMessage, ...]] | None = None,
 ) -> AsyncGenerator[AnswerEvent, None]:
     """Ask: everything between the place under the limits and the first event."""
     bucket = place.visitor
     if desk.shared is not None:
-        await desk.shared.admit(place, bucket)
+        await desk.shared.admit(place, bucket, [p.name for p in desk.in_order(question.provider)])
     seen.session, history = session or await desk.open_session(question.session_id, bucket)
     limits = desk.settings.proxy
+    providers = desk.affordable(question.provider)
     seen.request = _request(providers[0], history, question.text, limits, trace_of(request.headers))
-    return answer(seen.request, providers, desk.knowledge, desk.manner())
+    asked = providers if seen.trace is None else seen.trace.providers(providers)
+    return answer(seen.request, asked, desk.retriever(seen), desk.manner())
 
 
 def _remember(desk: Desk, bucket: str, question: Question, seen: Observation) -> None:

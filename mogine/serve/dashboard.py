@@ -22,7 +22,7 @@ import httpx
 from aiohttp import hdrs, web
 
 from mogine.analytics.spending import Spending
-from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.store import open_store
 from mogine.doctor.home import House, examine
 from mogine.errors import StoreError, Unavailable
 from mogine.serve.access import Access
@@ -97,7 +97,7 @@ def _budget(settings: Settings, now: datetime) -> dict[str, Any]:
     first = today.replace(day=1)
     days = ((first + timedelta(days=32)).replace(day=1) - first).days
     day, month = (datetime.combine(date, time_of_day(), zone).astimezone(UTC) for date in (today, first))
-    store = AnalyticsStore(settings.analytics_path)
+    store = open_store(settings)
     spent = (0.0, 0.0)
     if store.exists():
         spent = Spending(store, LONGEST_ANSWER).since((day, month), (), now).since  # type: ignore[assignment]
@@ -167,13 +167,23 @@ def _files(settings: Settings) -> dict[str, Any]:
     return {
         "disk": disk,
         "files": {
-            "record": _size(settings.analytics_path.parent, f"{settings.analytics_path.name}*"),
+            **_record_size(settings),
             "knowledge": _size(settings.kb_path, "**/*"),
             "spool": _size(settings.data_path / "spool", "*"),
             "backups": _size(settings.data_path / "backups", "*"),
             "all": _size(settings.data_path, "**/*"),
         },
     }
+
+
+def _record_size(settings: Settings) -> dict[str, int]:
+    """What the record takes, here or in PostgreSQL; nothing while that does not answer."""
+    if not settings.analytics.database_url:
+        return {"record": _size(settings.analytics_path.parent, f"{settings.analytics_path.name}*")}
+    try:
+        return {"record": open_store(settings).size_bytes()}
+    except Unavailable:
+        return {}
 
 
 def _size(folder: Path, pattern: str) -> int:

@@ -1,6 +1,7 @@
 """What the proxy's handlers work with: opened once, and reached under one key."""
 
 import asyncio
+import hashlib
 import importlib
 import logging
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from aiohttp import hdrs, web
@@ -15,8 +17,8 @@ from aiohttp import hdrs, web
 from mogine.analytics.recorder import Recorder, open_recorder
 from mogine.analytics.records import Kind
 from mogine.analytics.spending import Spending
-from mogine.analytics.store import AnalyticsStore
-from mogine.answer import Manner
+from mogine.analytics.store import open_store
+from mogine.answer import Manner, Retriever
 from mogine.chat import ChatMessage, Provider
 from mogine.errors import (
     ErrorEnvelope,
@@ -28,12 +30,13 @@ from mogine.errors import (
 )
 from mogine.kb.client import KnowledgeClient
 from mogine.providers.registry import Roster, open_providers
-from mogine.serve.access import Buckets, home_id
+from mogine.serve.access import Buckets, home_id, without_redis
 from mogine.serve.books import Books, Cheaper
 from mogine.serve.bots import is_bot
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.keys import METERS, NOTE, REQUEST_ID, SETTINGS, SITE, STATE
 from mogine.serve.limits import Deadline, Deadlines, Limits, Place
+from mogine.serve.middlewares import TRACING
 from mogine.serve.observe import SURE_SCORE, SURE_SCORE_BY_WORDS, Observation
 from mogine.serve.prices import Prices, own_prices, shipped_prices
 from mogine.serve.renewal import Renewal, watching
@@ -41,11 +44,13 @@ from mogine.serve.requests import Request
 from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
 from mogine.serve.shared import SHARED, Admission, Remote, SharedLimits
 from mogine.serve.site import SiteFile
+from mogine.serve.talks import Talks
 from mogine.serve.visitors import Visitors
 from mogine.settings import PROVIDER_NAMES, Settings
 
 if TYPE_CHECKING:
     from mogine.serve.fleet import Fleet
+    from mogine.serve.telemetry import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +78,8 @@ class Desk:
     shared: Admission | None
     parent: Remote | None
     fleet: "Fleet | None"
+    talks: Talks | None
+    tracing: "Tracing | None"
     buckets: Buckets
     deadlines: Deadlines
 
@@ -105,13 +112,19 @@ class Desk:
             raise self.books.budget.refuse()
 
     async def open_session(self, id: str, bucket: str) -> tuple[str, tuple[ChatMessage, ...]]:
-        """`Sessions.open`, of all workers."""
+        """`Sessions.open`, of all workers and machines."""
         if self.parent is None:
-            return self.sessions.open(id, bucket)
-        return await self.parent.open_session(id, bucket)
+            known = self.sessions.open(id, bucket)
+        else:
+            known = await self.parent.open_session(id, bucket)
+        if self.talks is None or known[0] != id:
+            return known
+        return await self.talks.open(known, bucket)
 
     def add_turn(self, id: str, bucket: str, question: str, answer: str) -> None:
-        """`Sessions.add`, for all workers."""
+        """`Sessions.add`, for all workers and machines."""
+        if self.talks is not None:
+            self.talks.add(id, bucket, question, answer)
         if self.parent is None:
             self.sessions.add(id, bucket, question, answer)
         else:
@@ -119,13 +132,17 @@ class Desk:
             self.parent.tell(do="add_turn", id=id, visitor=bucket, **cut)
 
     async def allows_vendor_session(self, id: str, bucket: str) -> bool:
-        """`VendorSessions.allows`, of all workers."""
+        """`VendorSessions.allows`, of all workers and machines."""
         if self.parent is None:
-            return self.vendor_sessions.allows(id, bucket)
-        return await self.parent.allows(id, bucket)
+            allowed = self.vendor_sessions.allows(id, bucket)
+        else:
+            allowed = await self.parent.allows(id, bucket)
+        return allowed and (self.talks is None or await self.talks.allows(id, bucket))
 
     def note_vendor_session(self, id: str, bucket: str) -> None:
-        """`VendorSessions.note`, for all workers."""
+        """`VendorSessions.note`, for all workers and machines."""
+        if self.talks is not None:
+            self.talks.note(id, bucket)
         if self.parent is None:
             self.vendor_sessions.note(id, bucket)
         else:
@@ -155,11 +172,17 @@ class Desk:
             question,
             bot=bot,
             sure_score=SURE_SCORE_BY_WORDS if by_words else SURE_SCORE,
+            trace=None if self.tracing is None else self.tracing.question(request, self.providers.settings),
         )
+
+    def retriever(self, seen: Observation) -> Retriever:
+        """Who searches for a question."""
+        return self.knowledge if seen.trace is None else seen.trace.retriever(self.knowledge)
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""
-        return Manner.of(self.site.now(), top_k=self.settings.proxy.kb_top_k)
+        proxy = self.settings.proxy
+        return Manner.of(self.site.now(), top_k=proxy.kb_top_k, is_kb_required=proxy.kb_required)
 
     def within(self, place: Place) -> Deadline:
         """The time that one answer may take."""
@@ -184,13 +207,14 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         else SharedLimits(settings.access, app[STATE], remote)
     )
     kb_url = settings.proxy.kb_url or settings.server_url("kb")
+    visitors = Visitors(settings.data_path, timezone)
     await asyncio.to_thread(is_bot, "")  # its patterns take a tenth of a second, once
     async with (
         open_recorder(settings) as recorder,
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
-        open_fleet(settings, remote) as fleet,
+        open_fleet(settings, remote, budget, providers, visitors) as fleet,
         budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
@@ -201,12 +225,14 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             recorder,
             Books(recorder, prices, budget, app[METERS], timezone),
             limits,
-            Visitors(settings.data_path, timezone),
+            visitors,
             Sessions(),
             VendorSessions(),
             remote if fleet is None else fleet,
             remote,
             fleet,
+            None if fleet is None else Talks(fleet),
+            app.get(TRACING),
             Buckets(settings.access.trusted_proxies),
             Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
         )
@@ -222,7 +248,9 @@ def renew_prices(prices: Prices, site: SiteFile) -> None:
 
 
 @asynccontextmanager
-async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterator[Fleet | None]":
+async def open_fleet(
+    settings: Settings, parent: Remote | None, budget: Budget, roster: Roster, visitors: Visitors
+) -> "AsyncIterator[Fleet | None]":
     """All proxies that use the Redis of the settings; None without one.
 
     Raises SettingsError when the package for it is not installed.
@@ -233,12 +261,29 @@ async def open_fleet(settings: Settings, parent: Remote | None) -> "AsyncIterato
     try:
         fleet = importlib.import_module("mogine.serve.fleet")
     except ImportError as error:
-        raise SettingsError(
-            "MOGINE_REDIS_URL needs the package redis: pip install 'mogine[redis]', or leave it empty"
-        ) from error
-    home = home_id(settings.data_path)
-    async with fleet.joined(fleet.Fleet(settings.access.redis_url, settings.access, home, parent)) as joined:
-        yield joined
+        raise without_redis() from error
+    await budget.look_safely()  # what it says now is told to all at once
+    one = fleet.Fleet(
+        settings.access.redis_url,
+        settings.access,
+        _record_of(settings),
+        parent,
+        budget=budget,
+        roster=roster,
+        visitors=visitors,
+    )
+    async with fleet.joined(one):
+        yield one
+
+
+def _record_of(settings: Settings) -> str:
+    """What tells the record of this process from those of others, whose spending is to be added. One that
+    several machines have in PostgreSQL is the same on all of them, whoever they log in as."""
+    if url := settings.analytics.database_url:
+        parts = urlsplit(url)
+        where = f"{parts.hostname}:{parts.port or 5432}{parts.path}"
+        return hashlib.sha256(where.encode()).hexdigest()[:16]
+    return home_id(settings.data_path)
 
 
 def _took_too_long(settings: Settings) -> UpstreamTimeout:
@@ -252,7 +297,7 @@ def open_budget(settings: Settings, timezone: ZoneInfo) -> Budget:
     """The budget of a home, not looked up yet."""
     amounts = Amounts(settings.access.daily_budget_cny, settings.access.monthly_budget_cny)
     longest = timedelta(seconds=settings.proxy.answer_timeout_s + 60)
-    return Budget(amounts, timezone, Spending(AnalyticsStore(settings.analytics_path), longest))
+    return Budget(amounts, timezone, Spending(open_store(settings), longest))
 
 
 def told(request: Request, error: Exception, seen: Observation) -> ErrorEnvelope:

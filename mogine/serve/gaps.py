@@ -13,10 +13,10 @@ from aiohttp import web
 
 from mogine.analytics.records import time_text
 from mogine.analytics.unanswered import STATUSES
+from mogine.children import import_path
 from mogine.errors import RequestError
 from mogine.gaps import look
 from mogine.gaps.loop import Detail, Gaps, open_gaps
-from mogine.ingest.worker import import_path
 from mogine.kb.gate import DEFAULT_TOP_K
 from mogine.serve.app import json_response, read_json
 from mogine.settings import Settings

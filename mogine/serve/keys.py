@@ -23,10 +23,11 @@ class Answering(Protocol):
 
 @dataclass(slots=True)
 class ServerState:
-    """What changes while a server runs. `draining` is set by the runner when a stop was asked for,
-    and it calls all of `on_hangup` at SIGHUP."""
+    """What changes while a server runs. `draining` is set by the runner when a stop was asked for, `refusing`
+    when no new question may be answered any more, and it calls all of `on_hangup` at SIGHUP."""
 
     draining: bool = False
+    refusing: bool = False
     running: set[Answering] = field(default_factory=set)
     on_hangup: list[Callable[[], None]] = field(default_factory=list)
 

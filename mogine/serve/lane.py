@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 
 from mogine.serve.app import BODY_IDLE_S, FRAME, SHORT_ROUTES, Route, ShortJson
 from mogine.serve.heads import filled, of_response, template
+from mogine.serve.keys import STATE
 from mogine.serve.requests import ShortRequest
 from mogine.serve.sse import Sent
 
@@ -50,6 +51,7 @@ class Lanes:
             path.encode("ascii"): (path, route, found) for path, (route, found) in app[SHORT_ROUTES].items()
         }
         self.frame = app[FRAME]
+        self.state = app[STATE]
         self.max_body_bytes = max_body_bytes
         self.keep_alive_s = keep_alive_s
         self.loop = asyncio.get_running_loop()
@@ -271,7 +273,7 @@ class Lane(asyncio.Protocol):
                     for name, value in self._headers
                 ]
             ),
-            keep_alive=self._keep_alive and self._complete,
+            keep_alive=self._keep_alive and self._complete and not self._lanes.state.draining,
             content_length=self._length,
             body=body[0] if len(body) == 1 else b"".join(body),
             is_late=is_late,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -91,6 +91,12 @@ class Window:
             forgotten, _ = self._taken.popitem(last=False)
             self._refused_at.pop(forgotten, None)
 
+    def recent(self, now: float) -> Iterator[tuple[str, list[float]]]:
+        """The moments of each key that still count."""
+        for key, times in self._taken.items():
+            if times and now - times[-1] < self._longest_s:
+                yield key, [taken for taken in times if now - taken < self._longest_s]
+
     def give_back(self, key: str) -> None:
         """Forget the last taking of `key`: it came to nothing."""
         if times := self._taken.get(key):
@@ -144,7 +150,7 @@ class Limits:
 
         Raises Unavailable (shutting_down, overloaded) or RateLimited (too_many_streams, rate_limited).
         """
-        if self._state.draining:
+        if self._state.refusing:
             raise Unavailable("the server is stopping; ask again in a moment", reason="shutting_down")
         if len(self._state.running) >= self._access.max_streams:
             raise overloaded()

@@ -48,7 +48,7 @@ async def relay(
     seen = desk.observe(request, bucket, kind, providers[0].name, asked.request.question)
     with recorded(desk.books, seen), desk.limits.open(bucket) as place:
         if desk.shared is not None:
-            await desk.shared.admit(place, bucket)
+            await desk.shared.admit(place, bucket, [provider.name for provider in providers])
         desk.require_budget(providers[0])
         turns = _Turns(desk, bucket, providers, asked, seen)
         if asked.request.stream:
@@ -109,6 +109,7 @@ class _Turns:
         if len(self._providers) == 1 or (self._error is None and isinstance(error, RequestError)):
             raise error
         log.warning("provider %s gave no answer (%s)", provider.name, error.reason)
+        self._seen.pass_over(error.reason)
         self._error = self._error or error
 
     async def _settled(self, provider: Provider) -> Asked:
@@ -121,7 +122,7 @@ class _Turns:
         if request.session_id and not await desk.allows_vendor_session(request.session_id, self._bucket):
             request = replace(request, session_id=None)
         if not provider.dialect:
-            search = await find(request, desk.knowledge, desk.settings.proxy.kb_top_k)
+            search = await find(request, desk.retriever(self._seen), desk.manner())
             self._seen.search_ms = search.took_ms
             request = replace(request, citations=tuple(cite(search.hits or ())))
         else:
@@ -130,6 +131,8 @@ class _Turns:
                 turns = (ChatMessage("system", system.strip()), *request.messages)
                 request = replace(request, messages=turns)
         self._seen.ask(provider.name, request)
+        if self._seen.trace is not None:
+            request = self._seen.trace.asking(provider, request)
         return self._asked if request is given else replace(self._asked, request=request)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
+from urllib.parse import unquote
 
 from mogine.settings import Settings, variables
 
@@ -20,6 +21,7 @@ MIN_SECRET_CHARS = 6
 # When it ended (seconds since 1970), then ACCESS_FIELDS, then the trace it belongs to.
 RequestLine = tuple[float, str, str, str, int, float, str, str, str]
 
+_PASSWORD = re.compile(r"://[^:@/]*:([^/]+)@")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -41,6 +43,9 @@ def known_secrets(settings: Settings) -> tuple[str, ...]:
                 getattr(settings, variable.section) if variable.section else settings, variable.name
             )
             found.update((value,) if isinstance(value, str) else value)
+    # The password of an address may stand alone in what a library says.
+    passwords = {match[1] for secret in found if (match := _PASSWORD.search(secret))}
+    found |= passwords | set(map(unquote, passwords))
     return longest_first(s for s in found if len(s) >= MIN_SECRET_CHARS)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -25,11 +25,14 @@ from mogine.errors import (
 )
 from mogine.serve.access import Access, Gate
 from mogine.serve.heads import COMMON_HEADERS
-from mogine.serve.keys import NOTE, REQUEST_ID
+from mogine.serve.keys import NOTE, REQUEST_ID, STATE
 from mogine.serve.logs import RequestLog
 from mogine.serve.metrics import Meters
 from mogine.serve.requests import Request, ShortRequest
 from mogine.serve.traces import trace_id, trace_of
+
+if TYPE_CHECKING:
+    from mogine.serve.telemetry import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ DEFAULT_RETRY_AFTER_S = 5
 IDS_AT_ONCE = 64
 PATIENCE_S = 60.0  # who has to wait longer had better tell a person than ask again
 OPENAI_PATHS = "/v1/"
+TRACING: web.AppKey["Tracing"] = web.AppKey("TRACING")  # only where spans are made
 
 
 class RequestIds:
@@ -70,11 +74,20 @@ class Frame:
     One function instead of four middlewares keeps the cost of a request low.
     """
 
-    def __init__(self, lines: RequestLog, gate: Gate, meters: Meters) -> None:
+    def __init__(
+        self,
+        lines: RequestLog,
+        gate: Gate,
+        meters: Meters,
+        recognise: Callable[[web.Request], Awaitable[None]],
+    ) -> None:
+        """`recognise` looks for the owner's session before the gate asks for it."""
         self._lines = lines
         self._gate = gate
         self._meters = meters
+        self._recognise = recognise
         self._ids = RequestIds()
+        self.tracing: Tracing | None = None
 
     def middleware(self, levels: Mapping[object, Access]) -> Middleware:
         """For requests that aiohttp has read; `levels` maps each route's handler to who may call it."""
@@ -99,8 +112,11 @@ class Frame:
         request_id = request[REQUEST_ID] = self._ids.new()
         request[NOTE] = ""
         started = time.perf_counter()
+        span = None if self.tracing is None else self.tracing.begin(request, route)
         status, reason = 499, ""
         try:
+            if level is Access.ADMIN and isinstance(request, web.Request):
+                await self._recognise(request)
             response = self._admit(request, level) or await handler(request)
             status = response.status
             return response
@@ -122,14 +138,17 @@ class Frame:
         finally:
             duration_ms = (time.perf_counter() - started) * 1000
             self._meters.request(request.method, route, status)
+            reason = reason or request[NOTE]
             trace = trace_of(request.headers)
+            if span is not None:
+                trace = span.end(status, reason)
             self._lines.note(
                 request.method,
                 request.path,
                 status,
                 duration_ms,
                 request_id,
-                reason or request[NOTE],
+                reason,
                 trace_id(trace) if trace else "",
             )
 
@@ -158,6 +177,9 @@ class Frame:
         Set in aiohttp's `on_response_prepare`: a middleware is too late for a stream.
         """
         headers = response.headers
+        if request.app[STATE].draining:
+            headers[hdrs.CONNECTION] = "close"
+            response.force_close()
         headers["X-Request-Id"] = request.get(REQUEST_ID) or self._ids.new()
         for header, value in COMMON_HEADERS.items():
             headers[header] = value

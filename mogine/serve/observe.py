@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from mogine.analytics.records import Answered, Kind, QueryRecord, Signal, Status
-from mogine.answer import AnswerEvent, Answering, Declined, estimate_tokens
+from mogine.answer import AnswerEvent, Answering, Declined, PassedOver, estimate_tokens
 from mogine.chat import ChatRequest, Citation, Citations, Delta, Finish, Reasoning, ToolCalls, Usage
 from mogine.errors import ContentFiltered, MogineError
 from mogine.serve.books import Books
 from mogine.serve.limits import TooOften
 from mogine.serve.visitors import utc_now
+
+if TYPE_CHECKING:
+    from mogine.serve.telemetry import QuestionTrace
 
 # Questions that the documents do not answer stay below this; see MIN_SCORE of mogine/answer.py.
 SURE_SCORE = 0.35
@@ -56,6 +60,7 @@ class Observation:
     finish: Finish | None = None
     error: Exception | None = None
     first_token_ms: int | None = None
+    trace: "QuestionTrace | None" = None
     clock: Callable[[], float] = time.perf_counter
     started_at: datetime = field(default_factory=utc_now)
     _began: float = 0.0
@@ -73,6 +78,11 @@ class Observation:
     def ask(self, provider: str, request: ChatRequest) -> None:
         """From here on `provider` is asked, and what it reads and says may cost money."""
         self.request, self.provider, self.model = request, provider, request.model
+
+    def pass_over(self, reason: str) -> None:
+        """Whoever was asked last has failed before its first word, and the next one is asked."""
+        if self.trace is not None:
+            self.trace.failed(reason)
 
     def say(self, text: str) -> None:
         """A piece of the answer passes."""
@@ -110,6 +120,8 @@ class Observation:
                 self.search_ms = self.search_ms if search_ms is None else search_ms
             case Declined():
                 self.declined = True
+            case PassedOver(_, reason):
+                self.pass_over(reason)
             case ToolCalls():
                 if self.first_token_ms is None:
                     self.first_token_ms = self._elapsed_ms()
@@ -227,7 +239,10 @@ class recorded:
         elif seen.error is not None:
             status, reason = _outcome(seen, seen.error)
         if status != "refused" or reason:
-            self._books.close(seen.row(status, reason, self._books))
+            row = seen.row(status, reason, self._books)
+            self._books.close(row)
+            if seen.trace is not None:
+                seen.trace.end(row, seen.finish, seen.usage)
 
 
 def _outcome(seen: Observation, error: Exception) -> tuple[Status, str]:

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +20,7 @@ from mogine.errors import SettingsError, Unavailable
 from mogine.ports import holder
 from mogine.serve.app import SHORT_ROUTES
 from mogine.serve.dialects import max_body_bytes
+from mogine.serve.door import Door
 from mogine.serve.keys import SETTINGS, STATE
 from mogine.serve.lane import Lanes
 from mogine.serve.notify import Herald
@@ -31,6 +32,7 @@ UNACKNOWLEDGED_MS = 60_000
 BACKLOG = 1024
 SEND_BUFFER_BYTES = 128 * 1024
 CLEANUP_S = 2.0
+LAST_CALL_S = 2.0  # longer than nginx keeps a connection to one of several proxies, see `deploy/nginx.py`
 MAX_LINE_BYTES = 32 * 1024  # a search of 2,000 characters stands in the address, with up to 12 bytes each
 POLL_S = 0.05
 GARBAGE_THRESHOLD = 20_000
@@ -76,6 +78,7 @@ class Running:
 
     settings: Settings
     apps: Mapping[str, web.Application]
+    doors: Sequence[Door] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,9 +96,23 @@ class Running:
                 hook()
 
     def drain(self) -> None:
-        """From now on: health says so, and new questions are refused."""
+        """From now on health says so, and a connection ends with the answer that it carries."""
         for app in self.apps.values():
             app[STATE].draining = True
+
+    def refuse(self) -> None:
+        """From now on new questions are refused."""
+        for app in self.apps.values():
+            app[STATE].refusing = True
+
+    async def close_doors(self) -> None:
+        """From now on there are no new connections."""
+        await asyncio.gather(*(door.close() for door in self.doors))
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, idle ones included."""
+        return sum(door.connections() for door in self.doors)
 
     @property
     def answers(self) -> int:
@@ -205,21 +222,39 @@ def spare_tokens() -> None:
 
 
 async def wind_down(running: Running, stop: Stop) -> None:
-    """Take no new questions, let the running answers finish for a while, then end them."""
+    """Take no new questions, let the running answers finish for a while, then end them.
+
+    In a rolling restart another proxy answers what cannot come in here any more, and what comes over a
+    connection that the front has kept open is answered: the front could not ask it elsewhere.
+    """
     running.drain()
-    grace_s = running.settings.proxy.shutdown_grace_s
-    log.info("stopping: %d answers are running and get up to %g s", running.answers, grace_s)
-    await _until_idle(running, grace_s, stop.now)
+    proxy = running.settings.proxy
+    log.info("stopping: %d answers are running and get up to %g s", running.answers, proxy.shutdown_grace_s)
+    if proxy.rolling_restart:
+        await running.close_doors()
+        await _until_idle(running, proxy.shutdown_grace_s, stop.now, quiet_s=LAST_CALL_S)
+    else:
+        running.refuse()
+        await _until_idle(running, proxy.shutdown_grace_s, stop.now)
     if running.answers:
+        running.refuse()
         running.end_answers()
         await _until_idle(running, CLEANUP_S, None)
 
 
-async def _until_idle(running: Running, seconds: float, now: asyncio.Event | None) -> None:
+async def _until_idle(
+    running: Running, seconds: float, now: asyncio.Event | None, *, quiet_s: float = 0.0
+) -> None:
+    """Until no answer runs, and, while connections are open, none has run for `quiet_s`."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
+    ran_at = loop.time()
+    end = ran_at + seconds
     # The answers belong to several servers; a look now and then is simpler than news from each.
-    while running.answers and loop.time() < end and not (now and now.is_set()):  # noqa: ASYNC110
+    while loop.time() < end and not (now and now.is_set()):
+        if running.answers:
+            ran_at = loop.time()
+        elif not running.connections or loop.time() - ran_at >= quiet_s:
+            return
         await asyncio.sleep(POLL_S)
 
 
@@ -244,17 +279,18 @@ async def started(
             section = replace(getattr(settings, server.name), port=bound[0].getsockname()[1])
             settings = replace(settings, **{server.name: section})
         apps: dict[str, web.Application] = {}
+        doors: list[Door] = []
         for server in wanted:
             app = apps[server.name] = server.create_app(settings)
             if remote is not None:
                 app[SHARED] = remote
-            await _open(stack, app, sockets[server.name], server)
-        yield Running(settings, apps)
+            doors.append(await _open(stack, app, sockets[server.name], server))
+        yield Running(settings, apps, doors)
 
 
 async def _open(
     stack: AsyncExitStack, app: web.Application, sockets: Sequence[socket.socket], server: Server
-) -> None:
+) -> Door:
     runner = web.AppRunner(
         app,
         access_log=None,  # the middleware writes our own line
@@ -267,9 +303,11 @@ async def _open(
     )
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
-    protocol: Callable[[], asyncio.Protocol] | None = runner.server
-    if protocol is None:
+    aiohttp_server = runner.server
+    if aiohttp_server is None:
         raise RuntimeError("a server that is set up takes connections")
+    protocol: Callable[[], asyncio.Protocol] = aiohttp_server
+    in_lanes: Collection[object] = ()
     if app[SHORT_ROUTES]:
         lanes = Lanes(
             app,
@@ -278,15 +316,17 @@ async def _open(
             keep_alive_s=KEEP_ALIVE_S,
         )
         stack.push_async_callback(lanes.shutdown, CLEANUP_S)
-        protocol = lanes
+        protocol, in_lanes = lanes, lanes.open
     loop = asyncio.get_running_loop()
+    listeners: list[asyncio.Server] = []
     for each in sockets:
         try:
-            listener = await loop.create_server(protocol, sock=each, backlog=BACKLOG)
-            stack.callback(listener.close)
+            listeners.append(await loop.create_server(protocol, sock=each, backlog=BACKLOG))
+            stack.callback(listeners[-1].close)
         except OSError as error:  # two runs may bind one port as long as neither listens
             host, port, *_ = each.getsockname()
             raise _no_port(error, host, port, server.port_setting) from error
+    return Door(sockets, listeners, lambda: len(in_lanes) + len(aiohttp_server.connections))
 
 
 def bind(host: str, port: int, setting: str, *, shared: bool = False) -> list[socket.socket]:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -32,8 +32,9 @@ Message = Mapping[str, Any]
 class Admission(Protocol):
     """Who must agree to an answer beside this process."""
 
-    async def admit(self, place: Place, visitor: str) -> None:
-        """Raises as `Limits.open` when there is no room for one more."""
+    async def admit(self, place: Place, visitor: str, asked: Collection[str] = ()) -> None:
+        """Raises as `Limits.open` when there is no room for one more; `asked` are the vendors that may have
+        to answer."""
 
 
 class Remote:
@@ -88,7 +89,7 @@ class Remote:
             raise decode_error(error)
         return answer
 
-    async def admit(self, place: Place, visitor: str) -> None:
+    async def admit(self, place: Place, visitor: str, asked: Collection[str] = ()) -> None:
         """Whether all workers together have room for one more answer; raises as `Limits.open`."""
         self._ticket += 1
         place.ticket = self._ticket

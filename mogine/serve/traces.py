@@ -16,3 +16,18 @@ def trace_of(headers: Mapping[str, str]) -> str:
 def trace_id(traceparent: str) -> str:
     """The part that all requests of one trace share."""
     return traceparent[3:35]
+
+
+def parent_id(traceparent: str) -> str:
+    """The part that names the caller's own span."""
+    return traceparent[36:52]
+
+
+def trace_flags(traceparent: str) -> int:
+    """1: the caller's side is sampled."""
+    return int(traceparent[53:], 16)
+
+
+def written(trace: int, span: int, flags: int) -> str:
+    """The `traceparent` that names `span` of `trace`."""
+    return f"00-{trace:032x}-{span:016x}-{flags:02x}"

@@ -1,5 +1,6 @@
 """A record of questions on a fresh folder, and rows to put into it."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,27 @@ def data(tmp_path: Path) -> Path:
     return data
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Each of the databases that can keep a record; see `in_a_file`."""
+    return str(request.getfixturevalue("postgres").url) if request.param == "postgres" else ""
+
+
 @pytest.fixture
-def store(data: Path) -> AnalyticsStore:
-    """A record that has no file yet."""
-    return AnalyticsStore(data / "analytics.db")
+def open_again(data: Path, database_url: str) -> Iterator[Callable[[], AnalyticsStore]]:
+    """The record of `store`, through connections of its own, as another process has it."""
+    opened: list[AnalyticsStore] = []
+
+    def open_it() -> AnalyticsStore:
+        opened.append(AnalyticsStore(data / "analytics.db", database_url))
+        return opened[-1]
+
+    yield open_it
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def store(open_again: Callable[[], AnalyticsStore]) -> AnalyticsStore:
+    """A record with nothing in it."""
+    return open_again()

@@ -3,9 +3,13 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from mogine.analytics.records import QueryRecord
 from mogine.chat import Citation
 
+# For tests that speak of the file of SQLite, not of what any record does.
+in_a_file = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from mogine.analytics.records import SIGNALS, QueryRecord, Selection
 from mogine.analytics.store import AnalyticsStore
 from mogine.chat import Citation
 from mogine.errors import RequestError
-from tests.analytics.rows import cite, row
+from tests.analytics.rows import cite, in_a_file, row
 
 HOSTILE = [
     "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1",
@@ -181,6 +183,42 @@ def test_lines_come_in_their_order_whatever_the_batches(store: AnalyticsStore) -
             assert sum(p.rows for p in pieces) == store.count(selection)
 
 
+def children() -> set[int]:
+    """Processes that this one has started."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+@in_a_file
+@pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
+def test_a_second_process_writes_the_same_lines_and_when_it_is_lost_none_is(
+    store: AnalyticsStore, format: str
+) -> None:
+    rows = [row(timedelta(seconds=n), question=f'退款 "{n}"\r\n=1', cost_cny=n / 7) for n in range(16_000)]
+    store.insert(rows, busy_ms=5000)
+    before = children()
+    for selection in (Selection(), Selection(search="退款")):
+        wanted = b"".join(p.data for p in render_rows(store, selection, format))
+        assert b"".join(p.data for p in render_rows(store, selection, format, helped=True)) == wanted
+        assert children() == before
+        pieces = render_rows(store, selection, format, helped=True)
+        begun = b"".join(next(pieces).data for _ in range(10))
+        (helper,) = children() - before
+        os.kill(helper, signal.SIGKILL)
+        assert begun + b"".join(p.data for p in pieces) == wanted
+
+
+@in_a_file
+def test_who_stops_taking_lines_ends_the_second_process(store: AnalyticsStore) -> None:
+    store.insert([row(timedelta(seconds=n)) for n in range(16_000)], busy_ms=5000)
+    before = children()
+    pieces = render_rows(store, Selection(), "csv", helped=True)
+    assert [next(pieces) for _ in range(12)] and len(children() - before) == 1
+    del pieces
+    assert children() == before
+
+
+@in_a_file
 def test_an_absent_record_is_an_empty_file(store: AnalyticsStore) -> None:
     assert b"".join(p.data for p in render_rows(store, Selection(), "json")) == b"[]\n"
     with pytest.raises(RequestError):

@@ -23,7 +23,7 @@ from mogine.analytics.records import Window
 from mogine.analytics.reports import statistics
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
-from tests.analytics.rows import row
+from tests.analytics.rows import in_a_file, row
 from tests.conftest import ROOT, Run, clean_environ
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
@@ -50,6 +50,7 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@in_a_file
 def test_writers_that_are_killed_lose_nothing_that_they_told(store: AnalyticsStore) -> None:
     assert rounds(store.path, 4, seed=random.randrange(10**6)) == []
 
@@ -77,6 +78,7 @@ asyncio.run(main())
 """
 
 
+@in_a_file
 def test_a_full_disk_costs_no_answer_and_no_row(store: AnalyticsStore) -> None:
     """The kernel refuses every write for a while, as it does on a full disk."""
     stop = Path(f"{store.path}.stop")
@@ -119,6 +121,7 @@ def test_a_full_disk_costs_no_answer_and_no_row(store: AnalyticsStore) -> None:
         ("fsync", 1, "EIO"),
     ],
 )
+@in_a_file
 def test_whichever_call_fails_every_row_is_stored_spooled_or_counted(
     store: AnalyticsStore, call: str, number: int, error: str
 ) -> None:
@@ -145,6 +148,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(DAMAGE))
+@in_a_file
 async def test_after_damage_of_any_kind_new_rows_are_kept(store: AnalyticsStore, kind: str) -> None:
     store.insert([row(timedelta(seconds=n), question=f"{n} " * 50) for n in range(500)], busy_ms=5000)
     store.checkpoint()
@@ -167,6 +171,7 @@ async def test_after_damage_of_any_kind_new_rows_are_kept(store: AnalyticsStore,
     assert kind in ("empty", "gone") or aside or store.summary().rows == 505, "never a silent empty log"
 
 
+@in_a_file
 def test_cleanup_killed_half_way_leaves_no_lock_and_the_numbers_right(store: AnalyticsStore) -> None:
     now = datetime.now(UTC)
     rows = [row(timedelta(days=20, minutes=n % 9000), at=now, visitor=f"v{n % 50}") for n in range(6000)]
@@ -207,6 +212,7 @@ def test_a_wrong_clock_makes_cleanup_refuse(mogine: Run, home: Path, shift: str)
 
 
 @needs_faketime
+@in_a_file
 def test_rows_are_kept_when_the_clock_jumps_while_they_are_recorded(
     store: AnalyticsStore, tmp_path: Path
 ) -> None:
@@ -241,6 +247,7 @@ def test_rows_are_kept_when_the_clock_jumps_while_they_are_recorded(
     assert started[-1] - started[0] > timedelta(days=700)
 
 
+@in_a_file
 def test_an_export_to_somebody_who_reads_slowly_and_leaves_takes_little_memory(store: AnalyticsStore) -> None:
     rows = [row(timedelta(seconds=n), answer="退款七天到账。" * 40) for n in range(20_000)]
     store.insert(rows, busy_ms=5000)

@@ -20,7 +20,7 @@ from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore
 from mogine.errors import StoreError
 from mogine.settings import Settings
-from tests.analytics.rows import row
+from tests.analytics.rows import in_a_file, row
 from tests.conftest import ROOT, clean_environ
 
 
@@ -80,6 +80,7 @@ async def test_the_same_question_recorded_twice_is_one_row(store: AnalyticsStore
     assert store.summary().rows == 1
 
 
+@in_a_file
 async def test_numbers_of_persons_never_reach_the_disk(store: AnalyticsStore, data: Path) -> None:
     secret = "13812345678"
     async with Recorder(store) as recorder:
@@ -96,6 +97,7 @@ async def test_numbers_of_persons_never_reach_the_disk(store: AnalyticsStore, da
     assert store.page().records[0].question == f"我是{PHONE}"
 
 
+@in_a_file
 async def test_a_locked_database_costs_nothing_and_loses_nothing(store: AnalyticsStore) -> None:
     rows = [row() for _ in range(30)]
     async with Recorder(store) as recorder:
@@ -113,6 +115,7 @@ async def test_a_locked_database_costs_nothing_and_loses_nothing(store: Analytic
     assert Spool(store.path.parent / "spool").files() == []
 
 
+@in_a_file
 async def test_a_start_with_a_locked_database_succeeds(store: AnalyticsStore) -> None:
     store.prepare()
     with locked(store):
@@ -139,6 +142,7 @@ async def test_rows_left_in_the_spool_by_a_dead_process_are_taken_up(
     assert spool.files() == []
 
 
+@in_a_file
 async def test_damaged_lines_of_the_spool_are_counted_in_the_record(
     store: AnalyticsStore, data: Path
 ) -> None:
@@ -152,6 +156,7 @@ async def test_damaged_lines_of_the_spool_are_counted_in_the_record(
     assert (store.summary().rows, store.summary().lost) == (1, 1)
 
 
+@in_a_file
 async def test_without_any_disk_rows_wait_in_memory_and_the_oldest_fall(
     store: AnalyticsStore, data: Path
 ) -> None:
@@ -173,6 +178,7 @@ async def test_without_any_disk_rows_wait_in_memory_and_the_oldest_fall(
     assert rows[-1].id in {r.id for r in store.iterate()}
 
 
+@in_a_file
 async def test_leaving_without_any_disk_ends_in_time_and_counts(store: AnalyticsStore, data: Path) -> None:
     (data / "spool").write_text("no folder can be made here")
     store.prepare()
@@ -183,6 +189,7 @@ async def test_leaving_without_any_disk_ends_in_time_and_counts(store: Analytics
     assert recorder.stats().waiting == 0
 
 
+@in_a_file
 async def test_a_database_damaged_while_running_is_moved_aside_and_begun_anew(
     store: AnalyticsStore, data: Path
 ) -> None:
@@ -199,6 +206,7 @@ async def test_a_database_damaged_while_running_is_moved_aside_and_begun_anew(
     assert aside.read_bytes() == b"\xff" * 65536
 
 
+@in_a_file
 async def test_damage_found_while_nobody_asks_is_repaired_too(store: AnalyticsStore, data: Path) -> None:
     """Locked until the row lies in the spool, damaged when it is taken up: no new row is needed."""
     store.prepare()
@@ -213,6 +221,7 @@ async def test_damage_found_while_nobody_asks_is_repaired_too(store: AnalyticsSt
     assert len(files(data, "analytics.db.damaged-*Z")) == 1
 
 
+@in_a_file
 async def test_a_start_on_a_damaged_database_begins_anew(store: AnalyticsStore, data: Path) -> None:
     store.path.write_bytes(b"not a database at all" * 100)
     async with Recorder(store) as recorder:
@@ -221,6 +230,7 @@ async def test_a_start_on_a_damaged_database_begins_anew(store: AnalyticsStore, 
     assert len(files(data, "analytics.db.damaged-*Z")) == 1
 
 
+@in_a_file
 async def test_a_database_deleted_while_running_is_made_again(store: AnalyticsStore, data: Path) -> None:
     async with Recorder(store) as recorder:
         recorder.record(row())
@@ -232,6 +242,7 @@ async def test_a_database_deleted_while_running_is_made_again(store: AnalyticsSt
     assert store.summary().rows == 1
 
 
+@in_a_file
 async def test_a_newer_database_keeps_the_server_from_starting(store: AnalyticsStore) -> None:
     store.insert([row()])
     connection = sqlite3.connect(store.path)
@@ -284,8 +295,10 @@ async def test_no_text_at_all_leaves_the_numbers(store: AnalyticsStore) -> None:
     assert (kept.question, kept.answer, kept.prompt_tokens) == ("", "", 100)
 
 
-async def test_two_recorders_share_one_file(store: AnalyticsStore) -> None:
-    async with Recorder(store) as one, Recorder(AnalyticsStore(store.path)) as two:
+async def test_two_recorders_share_one_record(
+    store: AnalyticsStore, open_again: Callable[[], AnalyticsStore]
+) -> None:
+    async with Recorder(store) as one, Recorder(open_again()) as two:
         for _ in range(300):
             one.record(row())
             two.record(row())
@@ -313,6 +326,7 @@ asyncio.run(main())
 """
 
 
+@in_a_file
 def test_what_was_acknowledged_survives_kill_9(store: AnalyticsStore) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(store.path)],

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 
 from mogine.analytics.records import new_id
 from mogine.analytics.retention import cleanup
-from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import GAP_S, Pace
 from mogine.errors import Locked, RequestError
-from tests.analytics.rows import row
+from tests.analytics.rows import in_a_file, row
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -41,6 +42,7 @@ def test_old_rows_go_and_others_stay(store: AnalyticsStore) -> None:
     assert len(pauses) >= 3  # slices of 500, each followed by a turn for the writers
 
 
+@in_a_file
 def test_space_is_really_given_back_and_nothing_can_be_read_in_the_files(
     store: AnalyticsStore, data: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_second_run_has_nothing_to_do(store: AnalyticsStore) -> None:
     assert cleanup(store, 90, now=NOW).rows == 0
 
 
+@in_a_file
 def test_an_absent_record_is_not_created(store: AnalyticsStore, data: Path) -> None:
     assert cleanup(store, 90, now=NOW).rows == 0
     assert list(data.iterdir()) == []
@@ -81,7 +84,7 @@ def test_an_absent_record_is_not_created(store: AnalyticsStore, data: Path) -> N
 
 def test_two_runs_at_once_are_one_and_a_refusal(store: AnalyticsStore, data: Path) -> None:
     fill(store, old=10)
-    with locked_file(data / "cleanup.lock"), pytest.raises(Locked) as refused:
+    with store.lock("cleanup"), pytest.raises(Locked) as refused:
         cleanup(store, 90, now=NOW)
     assert refused.value.exit_code == 5
     assert cleanup(store, 90, now=NOW, sleep=lambda s: None).rows == 10  # no lock is left behind
@@ -114,6 +117,7 @@ def test_impossible_ages_are_refused(store: AnalyticsStore, days: int) -> None:
     assert refused.value.param == "older_than_days"
 
 
+@in_a_file
 def test_a_slice_gives_back_as_many_pages_as_it_is_told(store: AnalyticsStore) -> None:
     fill(store)
     store.delete_before(NOW - 90 * DAY, limit=100_000)
@@ -131,11 +135,13 @@ def _free_pages(store: AnalyticsStore) -> int:
     return count
 
 
-def test_a_pace_knows_whether_others_write(store: AnalyticsStore) -> None:
+def test_a_pace_knows_whether_others_write(
+    store: AnalyticsStore, open_again: Callable[[], AnalyticsStore]
+) -> None:
     fill(store, old=200)
     rests: list[float] = []
     pace = Pace(store, 1, 1, 1, rests.append)
-    other = AnalyticsStore(store.path)
+    other = open_again()
     for writes in (None, other.insert, None, store.insert, None):
         if writes:
             writes([row(id=new_id(NOW), at=NOW)], busy_ms=5000)
@@ -146,9 +152,11 @@ def test_a_pace_knows_whether_others_write(store: AnalyticsStore) -> None:
     assert [rest > GAP_S for rest in rests[1:]] == [True, False, True, False]
 
 
-def test_writers_get_in_between_the_slices(store: AnalyticsStore) -> None:
+def test_writers_get_in_between_the_slices(
+    store: AnalyticsStore, open_again: Callable[[], AnalyticsStore]
+) -> None:
     fill(store)
-    writer = AnalyticsStore(store.path)
+    writer = open_again()
     ids: list[str] = []
 
     def write(_: float) -> None:
@@ -161,6 +169,7 @@ def test_writers_get_in_between_the_slices(store: AnalyticsStore) -> None:
     assert set(ids) <= {r.id for r in store.iterate()}
 
 
+@in_a_file
 def test_a_reader_in_the_way_is_told(store: AnalyticsStore) -> None:
     fill(store, old=10)
     with store.reader() as reader:

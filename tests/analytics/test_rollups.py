@@ -12,7 +12,7 @@ from mogine.analytics import rollups, upkeep
 from mogine.analytics.records import QueryRecord, Window
 from mogine.analytics.reports import statistics
 from mogine.analytics.retention import cleanup
-from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, rebuild, sum_up
 from mogine.errors import Locked
 from tests.analytics.rows import cite, row
@@ -198,9 +198,9 @@ def test_pages_beyond_a_thousand_a_day_are_told_together(
 
 def test_two_do_not_sum_up_at_once(store: AnalyticsStore) -> None:
     store.insert(some_rows(10), busy_ms=5000)
-    with locked_file(store.path.with_name("sums.lock")), pytest.raises(Locked):
+    with store.lock("sums"), pytest.raises(Locked):
         sum_up(store, before=END_OF_TIME, sleep=rest)
-    with locked_file(store.path.with_name("cleanup.lock")), pytest.raises(Locked):
+    with store.lock("cleanup"), pytest.raises(Locked):
         rebuild(store, sleep=rest)
 
 

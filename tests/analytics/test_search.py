@@ -12,7 +12,7 @@ from mogine.analytics import search
 from mogine.analytics.records import QueryRecord, Selection
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import index_once
-from tests.analytics.rows import NOON, row
+from tests.analytics.rows import NOON, in_a_file, row
 
 SEGMENT = 64
 LATER = NOON + timedelta(days=1)
@@ -134,6 +134,7 @@ def test_rows_that_come_late_are_found(store: AnalyticsStore) -> None:
     assert found(store, "退款") == by_reading(rows, "退款")
 
 
+@in_a_file
 def test_deleted_words_are_in_no_index(store: AnalyticsStore) -> None:
     rows = some(3 * SEGMENT)
     store.insert(

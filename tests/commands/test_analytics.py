@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mogine.analytics.store import AnalyticsStore, locked_file
+from mogine.analytics.store import AnalyticsStore
 from tests.analytics.rows import row
 from tests.conftest import Run, clean_environ
 
@@ -259,9 +259,9 @@ def test_cleanup_keeps_to_the_setting(mogine: Run, store: AnalyticsStore) -> Non
     assert store.summary().rows == 1
 
 
-def test_cleanup_beside_another_run_ends_with_5(mogine: Run, store: AnalyticsStore, home: Path) -> None:
+def test_cleanup_beside_another_run_ends_with_5(mogine: Run, store: AnalyticsStore) -> None:
     old(store)
-    with locked_file(home / "data" / "cleanup.lock"):
+    with store.lock("cleanup"):
         done = mogine("cleanup")
     assert done.returncode == 5 and "another run" in done.stderr
     assert store.summary().rows == 3

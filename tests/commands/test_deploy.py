@@ -1,6 +1,7 @@
 """`mogine deploy`: files from the home's settings, shown, written or compared."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,61 @@ def test_there_is_no_home_to_deploy_in_an_empty_folder(mogine: Run, tmp_path: Pa
     empty.mkdir()
     done = mogine("deploy", "pm2", cwd=empty)
     assert done.returncode == 2 and str(empty) in done.stderr
+
+
+def test_servers_on_other_machines_are_named_once_or_several_times(mogine: Run) -> None:
+    one = mogine(
+        *(
+            "deploy",
+            "nginx",
+            "--upstreams",
+            "10.0.0.1:8741, 10.0.0.2:8741",
+            "--kb-upstreams",
+            "[fd00::1]:8739",
+        ),
+        *("--analytics-upstream", "10.0.0.3:8742"),
+        env=HOSTED,
+    )
+    two = mogine(
+        *("deploy", "nginx", "--upstreams", "10.0.0.1:8741", "--upstreams", "10.0.0.2:8741"),
+        *("--kb-upstreams", "[fd00::1]:8739", "--analytics-upstream", "10.0.0.3:8742"),
+        env=HOSTED,
+    )
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert one.stdout == two.stdout
+    servers = re.findall(r"^    server (\S+) max_fails", one.stdout, re.M)
+    assert Counter(servers) == {
+        "10.0.0.1:8741": 2,  # once more for connections that carry nothing but questions
+        "10.0.0.2:8741": 2,
+        "[fd00::1]:8739": 1,
+        "10.0.0.3:8742": 1,
+    }
+    assert "127.0.0.1" not in one.stdout
+    assert "MOGINE_ROLLING_RESTART=true" in one.stderr and "MOGINE_TRUSTED_PROXIES" in one.stderr
+
+
+def test_what_is_no_server_is_named_with_what_to_write(mogine: Run) -> None:
+    done = mogine("deploy", "nginx", "--upstreams", "fd00::1:8741,10.0.0.1:8741,10.0.0.1:8741", env=HOSTED)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "[fd00::1]:8741" in done.stderr and "name each once" in done.stderr
+
+
+def test_an_empty_list_of_servers_is_refused(mogine: Run) -> None:
+    done = mogine("deploy", "nginx", "--upstreams", " , ", env=HOSTED)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--upstreams" in done.stderr
+
+
+def test_only_nginx_asks_other_machines(mogine: Run) -> None:
+    done = mogine("deploy", "systemd", "--upstreams", "10.0.0.1:8741")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nginx" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "closed"), [("127.0.0.1", 5), ("localhost", 5), ("::1", 5), ("10.0.0.1", 0), ("0.0.0.0", 0)]
+)
+def test_units_let_in_who_may_ask(mogine: Run, host: str, closed: int) -> None:
+    """Servers on an address of the network are asked by other machines."""
+    done = mogine("deploy", "systemd", env={"MOGINE_HOST": host})
+    assert done.stdout.count("IPAddressDeny=any") == closed

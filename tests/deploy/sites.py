@@ -28,15 +28,25 @@ PREFIXED = replace(
     admin_from=("203.0.113.0/24", "2001:db8::/32"),
     behind=("10.0.0.0/8",),
 )
+SPREAD = replace(
+    PREFIXED,
+    proxies=("10.0.0.1:8741", "10.0.0.2:8741", "[fd00::3]:8741"),
+    kbs=("kb-1.internal:8739", "kb-2.internal:8739"),
+    analytics_at=("10.0.0.4:8742",),
+)
 SITES: Mapping[str, Site] = {"plain": PLAIN, "prefixed": PREFIXED}
+FOR_SPREAD = ("nginx", "nginx-locations")
 
 
 def rendered() -> Iterator[tuple[str, str]]:
-    """Every file of every target for both sites, by its name below `golden`."""
+    """Every file of every target for each site that it is for, by its name below `golden`."""
     for kind, site in SITES.items():
         for target in TARGETS.values():
             for name, text in target.render(site).items():
                 yield f"{kind}/{name}", text
+    for kind in FOR_SPREAD:
+        for name, text in TARGETS[kind].render(SPREAD).items():
+            yield f"spread/{name}", text
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from mogine.deploy import nginx as renderer
 from mogine.deploy.site import Site
-from tests.deploy.sites import PLAIN, PREFIXED
+from tests.deploy.sites import PLAIN, PREFIXED, SPREAD
 from tests.fronts.deployed import Go
 from tests.servers import ADMIN_TOKEN
 from tests.upstreams.doubao import DoubaoFake
@@ -20,6 +20,7 @@ from tests.upstreams.script import hang, say, script
 from tests.upstreams.tls import certificate_files
 
 PREFIX = "/~temp/mogine_agent/"
+NUMBERED = replace(SPREAD, kbs=("127.0.0.1:8739", "localhost:8739"))  # nginx looks up each name that it reads
 BODY = json.dumps({"messages": [{"role": "user", "content": "你好"}]})
 STREAM = json.dumps({"messages": [{"role": "user", "content": "你好"}], "stream": True})
 JSON = ("-H", "Content-Type: application/json", "-d")
@@ -59,8 +60,9 @@ def into_site(site: Site, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [files_of, into_site])
-@pytest.mark.parametrize("site", [PLAIN, PREFIXED, replace(PLAIN, host="::1")])
+@pytest.mark.parametrize("site", [PLAIN, PREFIXED, replace(PLAIN, host="::1"), NUMBERED])
 def test_nginx_takes_it_without_a_word_and_gixy_finds_nothing(make: Any, site: Site, tmp_path: Path) -> None:
+    """P44"""
     main = make(site, tmp_path)
     command = ["/usr/sbin/nginx", "-t", "-q", "-p", str(tmp_path), "-c", str(main), "-e", "stderr"]
     done = subprocess.run(command, capture_output=True, text=True)

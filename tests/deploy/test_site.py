@@ -33,9 +33,28 @@ from tests.deploy.sites import PLAIN
         ("admin_from", ("everyone",), "network"),
         ("admin_from", ("203.0.113.1/24",), "network"),
         ("behind", ("10.0.0.0/8; }",), "network"),
+        ("proxies", ("10.0.0.1",), "write HOST:PORT"),
+        ("proxies", (":8741",), "write HOST:PORT"),
+        ("proxies", ("http://10.0.0.1:8741",), "without a scheme"),
+        ("proxies", ("10.0.0.1:8741/",), "without a scheme and a path"),
+        ("proxies", ("fd00::1:8741",), r"in brackets.*\[fd00::1\]:8741"),
+        ("proxies", ("[fd00::1]",), "in brackets"),
+        ("proxies", ("[fd00::g]:8741",), "is no server"),
+        ("proxies", ("10.0.0.1:0",), "1 to 65535"),
+        ("proxies", ("10.0.0.1:65536",), "1 to 65535"),
+        ("proxies", ("10.0.0.1:８７４１",), "1 to 65535"),
+        ("proxies", ("10.0.0.256:8741",), "is no server"),
+        ("proxies", ("unix:8741;",), "1 to 65535"),
+        ("proxies", ("a host:8741",), "neither an address nor a name"),
+        ("proxies", ("x;y:8741",), "neither an address nor a name"),
+        ("proxies", ("10.0.0.1:8741", "10.0.0.1:08741"), "the same server"),
+        ("kbs", ("KB.example.com:8739", "kb.example.com:8739"), "the same server"),
+        ("kbs", ("[fd00::1]:8739", "[fd00:0::1]:8739"), "the same server"),
+        ("analytics_at", ("8742",), "write HOST:PORT"),
     ],
 )
 def test_a_value_that_no_file_can_hold_is_named(field: str, value: Any, named: str) -> None:
+    """P44"""
     with pytest.raises(SettingsError, match=named):
         replace(PLAIN, **{field: value})
 

@@ -46,6 +46,7 @@ def test_verify_would_tell_of_a_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("site", HERE)
 def test_every_service_scores_below_two(site: Site, tmp_path: Path) -> None:
+    """P44"""
     for path in write(site, tmp_path):
         if path.suffix == ".service":
             command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(path)]

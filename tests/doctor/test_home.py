@@ -1,6 +1,7 @@
 """The machine's own view of a home: each thing that commonly goes wrong has a line and a remedy."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,14 @@ from mogine.doctor.home import House, examine
 from mogine.doctor.line import Line
 from mogine.kb.embedders import NoEmbedder
 from mogine.kb.generations import Generations
+from mogine.redis_client import Condition, open_blocking
 from mogine.settings import Settings, load_settings
 from tests.analytics.rows import row
 from tests.kb.conftest import make_document, take_in
 from tests.serve.conftest import Start
 from tests.servers import DEFAULTS
 from tests.upstreams.doubao import KEY, MODEL, DoubaoFake
+from tests.upstreams.redis import RedisServer
 from tests.upstreams.script import refuse, say, script, usage
 
 NOW = datetime.now(UTC)
@@ -201,3 +204,54 @@ def test_a_vendor_that_cannot_be_reached_is_named(home: Path) -> None:
 def test_a_vendor_without_a_key_is_not_called(home: Path) -> None:
     settings = load_settings({}, home)
     assert [*vendors.reachable(settings), *vendors.taken(settings)] == []
+
+
+# --- several machines ----------------------------------------------------------------------------
+
+
+def test_redis_that_answers_is_named(home: Path, redis: RedisServer) -> None:
+    line = only(of(home, {"MOGINE_REDIS_URL": redis.url}), "redis")
+    assert line.status == "ok" and re.match(r"(Redis|Valkey) \d+\.\d+", line.detail)
+
+
+def test_redis_that_would_drop_counters_is_warned_of(home: Path, redis: RedisServer) -> None:
+    with open_blocking(redis.url, 5) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", 100 * 1024**2)
+    line = only(of(home, {"MOGINE_REDIS_URL": redis.url}), "redis")
+    assert line.status == "warning" and "allkeys-lru" in line.detail and "noeviction" in line.fix
+
+
+def test_a_replica_cannot_count(home: Path, redis: RedisServer) -> None:
+    with open_blocking(redis.url, 5) as client:
+        client.replicaof("127.0.0.1", 1)
+    line = only(of(home, {"MOGINE_REDIS_URL": redis.url}), "redis")
+    assert line.status == "error" and "replica" in line.detail
+
+
+@pytest.mark.parametrize("password", ["", ":test-password@"])
+def test_redis_that_is_away_is_told_without_its_password(
+    home: Path, redis: RedisServer, password: str
+) -> None:
+    """P18, P43: killed, or the password is wrong."""
+    if not password:
+        redis.kill()
+    line = only(of(home, {"MOGINE_REDIS_URL": redis.url.replace("//", f"//{password}")}), "redis")
+    assert line.status == "error" and "MOGINE_REDIS_URL" in line.fix
+    assert "test-password" not in line.detail + line.fix
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"), [("5.0.14", True), ("6.0.16", True), ("6.2.0", False), ("8.1", False), ("", False)]
+)
+def test_a_redis_without_what_we_need_is_old(version: str, is_old: bool) -> None:
+    assert Condition("Redis", version, None, None, False).is_old is is_old
+
+
+async def test_a_proxy_that_does_not_share_its_limits_has_a_line(serve: Start, redis: RedisServer) -> None:
+    """P43."""
+    redis.kill()
+    served = await serve("proxy", env={"MOGINE_REDIS_URL": redis.url})
+    house = House(served.settings)
+    lines = await asyncio.to_thread(said, house, "limits")
+    assert [line.status for line in lines] == ["warning"] and "away" in lines[0].detail

@@ -175,6 +175,49 @@ def test_failures_of_questions_asked_before_it_opened_change_nothing(clock: Cloc
     assert breaker.wait_s() == 0.0
 
 
+def test_what_others_know_counts_and_only_who_may_makes_the_trial(clock: Clock) -> None:
+    breaker = Breaker(clock=clock)
+    breaker.hear(7.0)
+    assert (breaker.state, breaker.wait_s()) == ("open", 7.0)
+    clock.now += 7
+    assert breaker.state == "half_open" and breaker.wait_s() > 0, "the trial is another's"
+    breaker.hear(0.0, granted=True)
+    breaker.hear(9.9)  # the next question does not take away what was granted
+    assert breaker.wait_s() == 0.0 and breaker.wait_s() == 10.0
+    assert not breaker.failed() and breaker.state == "open"
+    breaker.hear(None)
+    assert (breaker.state, breaker.wait_s()) == ("closed", 0.0)
+
+
+def test_a_trial_that_was_granted_and_not_made_is_another_s_after_a_while(clock: Clock) -> None:
+    breaker = Breaker(clock=clock)
+    breaker.hear(0.0, granted=True)
+    clock.now += 10
+    breaker.hear(10.0)
+    assert breaker.wait_s() == 10.0
+
+
+def test_when_others_are_out_of_reach_it_decides_by_itself(clock: Clock) -> None:
+    breaker = Breaker(clock=clock)
+    breaker.hear(5.0)
+    breaker.hear_nothing()
+    clock.now += 5
+    assert breaker.wait_s() == 0.0
+
+
+def test_a_vendor_that_only_this_machine_cannot_reach_is_left_alone_here_only(clock: Clock) -> None:
+    breaker = broken(clock)
+    assert not breaker.is_apart
+    breaker.hear(10.0)
+    breaker.hear(None)
+    assert breaker.state == "closed" and breaker.is_apart
+    assert [breaker.failed() for _ in range(5)] == [False] * 4 + [True]
+    breaker.hear(None)
+    assert breaker.state == "open", "what others find does not count here"
+    clock.now += 60
+    assert not breaker.is_apart
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "opens"),
     [

@@ -18,6 +18,10 @@ from mogine.serve.desk import DESK
 from mogine.serve.keys import STATE
 from mogine.settings import Settings, load_settings
 from tests.servers import DEFAULTS
+from tests.upstreams.doubao import DoubaoFake
+from tests.upstreams.script import say, script, usage
+
+ONE_CNY = script(say("好"), usage(0, 66_667))  # of tests.upstreams.doubao.MODEL, 15 CNY a million
 
 
 @dataclass
@@ -132,6 +136,13 @@ async def serve(home: Path) -> AsyncIterator[Start]:
             return Served(running, session)
 
         yield start
+
+
+@pytest.fixture
+async def vendor() -> AsyncIterator[DoubaoFake]:
+    """One whose every answer costs one CNY, with `DOUBAO_MODEL` as MODEL."""
+    async with DoubaoFake(ONE_CNY) as fake:
+        yield fake
 
 
 def assert_envelope(reply: Reply, status: int, reason: str, param: str | None = None) -> str:

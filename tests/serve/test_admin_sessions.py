@@ -22,6 +22,7 @@ from mogine.serve.admin_sessions import (
     SESSION_S,
     AdminSessions,
     AdminToken,
+    Files,
     end_all,
     open_sessions,
 )
@@ -237,7 +238,9 @@ def test_a_token_of_the_process_environment_stays(home: Path) -> None:
 
 def test_links_and_sessions_end_and_leave_no_file(tmp_path: Path) -> None:
     now = [1_000_000.0]
-    sessions = AdminSessions(tmp_path / "admin", lambda: "t" * 40, clock=lambda: now[0])
+    sessions = AdminSessions(
+        Files(tmp_path / "admin", clock=lambda: now[0]), lambda: "t" * 40, clock=lambda: now[0]
+    )
     late, early = sessions.new_link(), sessions.new_link()
     session = sessions.redeem(early)
     now[0] += LINK_S
@@ -254,7 +257,7 @@ def test_links_and_sessions_end_and_leave_no_file(tmp_path: Path) -> None:
 
 
 def test_files_of_sessions_are_private_and_hold_no_secret(tmp_path: Path) -> None:
-    sessions = AdminSessions(tmp_path / "admin", lambda: "t" * 40)
+    sessions = AdminSessions(Files(tmp_path / "admin"), lambda: "t" * 40)
     secrets = [sessions.new_link()]
     secrets += [sessions.redeem(secrets[0]).value, sessions.new_link()]
     assert stat.S_IMODE((tmp_path / "admin").stat().st_mode) == 0o700

@@ -1,5 +1,6 @@
 """The analytics server as started in production: closed by default, exact, streamed, deaf to tricks."""
 
+import asyncio
 import csv
 import io
 import json
@@ -8,14 +9,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from mogine.analytics.records import QueryRecord
+from mogine.analytics.records import QueryRecord, Window
+from mogine.analytics.reports import RETRY_S, statistics
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore, encode_cursor
+from mogine.analytics.upkeep import CROWD_ROWS
+from mogine.errors import Unavailable
 from mogine.serve.access import admin_token
 from mogine.serve.runner import started
 from mogine.settings import Settings
@@ -157,6 +162,24 @@ async def test_statistics_without_any_row_are_zeros(client: Client, settings: Se
     body = await client.get("/api/analytics/statistics")
     assert body["totals"]["questions"] == 0 and len(body["series"]) == 30
     assert not settings.analytics_path.exists()
+
+
+async def test_statistics_that_need_sums_first_say_so(store: AnalyticsStore) -> None:
+    fill(store, 1000)
+    window = Window.last_days(30, now(), ZoneInfo("UTC"))
+    with pytest.raises(Unavailable, match="not summed yet") as refused:
+        statistics(store, window, deadline_s=-1)
+    assert refused.value.retry_after_s == RETRY_S
+
+
+async def test_a_server_without_a_proxy_beside_it_sums_what_an_upgrade_left(
+    settings: Settings, store: AnalyticsStore
+) -> None:
+    store.insert([row(timedelta(minutes=1, seconds=n), at=now()) for n in range(3000)], busy_ms=5000)
+    assert store.is_crowded(CROWD_ROWS)
+    async with started(settings, ["analytics"]), asyncio.timeout(30):
+        while await asyncio.to_thread(store.is_crowded, 0):  # noqa: ASYNC110 - a thread of the server decides
+            await asyncio.sleep(0.02)
 
 
 async def test_queries_are_paged_newest_first(client: Client, store: AnalyticsStore) -> None:

@@ -18,7 +18,7 @@ from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from mogine.serve.budget import Amounts, Budget
 from mogine.serve.desk import DESK
-from tests.serve.conftest import Served, Start, assert_envelope, question
+from tests.serve.conftest import ONE_CNY, Served, Start, assert_envelope, question
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.openai_like import OpenAIFake
 from tests.upstreams.script import pause, say, script, usage
@@ -26,7 +26,6 @@ from tests.upstreams.script import pause, say, script, usage
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 NOON = datetime(2026, 11, 23, 4, tzinfo=UTC)
 CHEAP = "doubao-seed-2-0-mini-260428"
-ONE_CNY = script(say("好"), usage(0, 66_667))  # of MODEL, 15 CNY a million
 
 
 class Now:
@@ -101,6 +100,26 @@ def test_sums_stay_right_while_time_goes_on(store: AnalyticsStore) -> None:
         budget.look()
         now.at += timedelta(minutes=2)
     assert budget.today_cny == 40.0
+
+
+def test_what_was_heard_of_a_period_ends_with_it(store: AnalyticsStore) -> None:
+    now = Now(datetime(2026, 11, 23, 15, 59, tzinfo=UTC))  # a minute before midnight in Shanghai
+    budget = budget_of(store, now)
+    told: list[tuple[str, ...]] = []
+    budget.tell = lambda at, cost: told.append(budget.periods(at))
+    budget.look()
+    budget.hear({"2026-11-23": (1.0, 2.0), "2026-11": (10.0, 20.0)})
+    budget.add(new_id(now.at), now.at, 0.5)
+    assert (budget.today_cny, budget.month_cny) == (3.0, 30.0)
+    before, now.at = now.at, now.at + timedelta(minutes=2)
+    budget.add(new_id(before), before, 0.25)  # it began yesterday
+    assert told == [("2026-11-23", "2026-11")] * 2
+    assert budget.own_cny() == {"2026-11-23": 0.75, "2026-11": 0.75}, "as of the last look"
+    budget.look()
+    assert budget.own_cny() == {"2026-11-24": 0.0, "2026-11": 0.75}
+    assert (budget.today_cny, budget.month_cny) == (0.0, 30.0)
+    budget.hear({"2026-11-24": (0.0, 5.0), "2026-11": (10.0, 25.0)})
+    assert (budget.today_cny, budget.month_cny) == (5.0, 35.0)
 
 
 def test_a_late_row_from_the_spool_is_found(store: AnalyticsStore) -> None:

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,90 +16,35 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
-from redis.asyncio import Redis
 
 from mogine.errors import MogineError, SettingsError
-from mogine.serve.fleet import PREFIX, Fleet, joined
+from mogine.redis_client import PREFIX
+from mogine.serve.fleet import Fleet, joined
 from mogine.serve.keys import ServerState
 from mogine.serve.limits import Limits, Place, TooOften
+from mogine.serve.logs import known_secrets
 from mogine.settings import AccessSettings, RateLimit, load_settings
-from tests.serve.conftest import Served, Start, assert_envelope, question
-from tests.servers import Child, Spawn
-from tests.upstreams.doubao import MODEL, DoubaoFake
+from tests.serve.conftest import ONE_CNY, question
+from tests.serve.fleets import (
+    LLM,
+    Proxy,
+    ask,
+    homes,
+    open_answers,
+    proxies,
+    raw,
+    redis_of,
+    said,
+    until,
+    value,
+    with_redis,
+)
+from tests.servers import Spawn
+from tests.upstreams.doubao import DoubaoFake
+from tests.upstreams.raw import closed_port
 from tests.upstreams.redis import RedisServer
 from tests.upstreams.script import hang, say, script, usage
-
-LLM = "/api/llm/doubao"
-PLAY = script(say("好"), usage(0, 66_667))  # one CNY of MODEL
-
-
-class Proxy:
-    """What a process asks: its own limits first, then the others."""
-
-    def __init__(self, limits: Limits, fleet: Fleet) -> None:
-        self.limits = limits
-        self.fleet = fleet
-
-    async def open(self, visitor: str) -> Place:
-        place = self.limits.open(visitor)
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(place)
-            await self.fleet.admit(place, visitor)
-            undo.pop_all()
-        return place
-
-    async def told(self, visitor: str) -> str:
-        """Why one more question is refused; "" when it is not, and then its answer is over at once."""
-        try:
-            place = await self.open(visitor)
-        except MogineError as error:
-            return error.reason
-        place.__exit__()
-        return ""
-
-
-@asynccontextmanager
-async def proxies(
-    url: str,
-    count: int = 2,
-    *,
-    lease_s: float = 15.0,
-    retry_s: float = 0.05,
-    timeout_s: float = 5.0,
-    **access: Any,
-) -> AsyncIterator[list[Proxy]]:
-    rules = AccessSettings(**access)
-    async with contextlib.AsyncExitStack() as stack:
-        found = []
-        for number in range(count):
-            fleet = Fleet(url, rules, f"home {number}", lease_s=lease_s, retry_s=retry_s, timeout_s=timeout_s)
-            await stack.enter_async_context(joined(fleet))
-            found.append(Proxy(Limits(rules, ServerState()), fleet))
-        yield found
-
-
-async def settled(several: list[Proxy]) -> None:
-    """Return once Redis knows what has ended: calls of one process are taken in their order."""
-    for proxy in several:
-        assert await proxy.fleet.exchange({"test": 0.0}) is not None
-
-
-@asynccontextmanager
-async def raw(redis: RedisServer) -> AsyncIterator[Any]:
-    """A client of the test's own."""
-    async with Redis.from_url(redis.url, decode_responses=True) as client:
-        yield client
-
-
-async def until(true: Callable[[], Any], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            answer = true()
-            if await answer if asyncio.iscoroutine(answer) else answer:
-                return
-            await asyncio.sleep(0.02)
-
+from tests.upstreams.tls import certificate_files
 
 # --- together as one -----------------------------------------------------------------------------
 
@@ -149,7 +92,12 @@ async def test_open_answers_are_counted_over_all_proxies(redis: RedisServer) -> 
             assert await proxy.told("d") == "overloaded"
         for place in places:
             place.__exit__()
-        await settled(several)
+        async with raw(redis) as client:
+
+            async def is_known() -> bool:
+                return not any(await open_answers(client))
+
+            await until(is_known)
         assert await several[2].told("a") == ""
 
 
@@ -169,6 +117,41 @@ async def test_who_leaves_while_redis_is_asked_leaves_nothing_behind(redis: Redi
             return await two.told("a") == ""
 
         await until(is_free)
+
+
+async def test_a_process_that_ends_tells_what_is_left_and_waits_for_nothing(redis: RedisServer) -> None:
+    """P39: with the connection busy, where the package may swallow that it is cancelled."""
+    for _ in range(20):
+        async with asyncio.timeout(10), proxies(redis.url, 2, max_streams_per_visitor=100) as several:
+            places = [await proxy.open("a") for proxy in several for _ in range(5)]
+            for place in places:
+                place.__exit__()
+            await asyncio.sleep(0)
+        async with raw(redis) as client:
+            assert not await client.exists(f"{PREFIX}alive"), "and is no more at once"
+            await client.flushall()
+
+
+async def test_redis_is_asked_by_question_and_not_by_token(
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake
+) -> None:
+    """P1, P43: once before an answer and once after it, however long that is."""
+    child = await spawn("proxy", with_redis(redis, vendor, MOGINE_DAILY_BUDGET_CNY="1000"))
+    calls = []
+    async with aiohttp.ClientSession() as session, raw(redis) as client:
+        for words in (1, 500):
+            vendor.play(script(*(say("好") for _ in range(words)), usage(1, words)))
+            await client.config_resetstat()
+            async with session.post(child.url() + LLM, json=question(stream=True)) as response:
+                assert (await response.text()).count("好") == words
+
+            async def is_over() -> bool:
+                return await open_answers(client) == [0]
+
+            await until(is_over)
+            calls.append((await client.info("commandstats"))["cmdstat_evalsha"]["calls"])
+    # Between the two there may be a call that comes with time, not with tokens.
+    assert 3 <= calls[0] <= 5 and 3 <= calls[1] <= 5
 
 
 @given(
@@ -196,18 +179,25 @@ def test_several_proxies_decide_as_one_alone_would(
             for number in range(3):
                 fleet = await stack.enter_async_context(joined(Fleet(redis.url, rules, f"{number}")))
                 several.append(Proxy(Limits(rules, ServerState()), fleet))
-            await _same_answers(alone, several, asks)
+            async with raw(redis) as client:
+                await _same_answers(alone, several, asks, client)
 
     asyncio.run(compare())
 
 
-async def _same_answers(alone: Limits, several: list[Proxy], asks: list[tuple[int, str, bool]]) -> None:
+async def _same_answers(
+    alone: Limits, several: list[Proxy], asks: list[tuple[int, str, bool]], client: Any
+) -> None:
     open_now: list[tuple[Place, Place]] = []
+
+    async def is_known() -> bool:
+        return sum(await open_answers(client)) == len(open_now)
+
     for who, visitor, ends in asks:
         if ends and open_now:
             for place in open_now.pop(0):
                 place.__exit__()
-            await settled(several)
+            await until(is_known)
             continue
         expected = ""
         try:
@@ -247,12 +237,10 @@ async def test_without_redis_each_process_holds_its_own_limits_and_comes_back_by
             assert await one.told("c") == ""
         assert await two.told("c") == "rate_limited", "they count together again"
         async with raw(redis) as client:
-            lives = await client.zrange(f"{PREFIX}alive", 0, -1)
-            assert sorted([await client.hlen(f"{PREFIX}open:{life}") for life in lives]) == [1, 1]
+            assert await open_answers(client) == [1, 1]
         place.__exit__()
         held.__exit__()
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 2, "each process says it once"
+    assert said(caplog) == ["away", "away", "back", "back"], "each process says each once"
 
 
 async def test_a_redis_that_says_nothing_costs_one_wait_and_no_answer(
@@ -267,7 +255,52 @@ async def test_a_redis_that_says_nothing_costs_one_wait_and_no_answer(
         assert [await proxy.told("a") for _ in range(50)] == [""] * 49 + ["rate_limited"]
         redis.resume()
         await until(lambda: not proxy.fleet.trouble)
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert said(caplog) == ["away", "back"]
+
+
+async def test_questions_that_a_paused_redis_was_not_asked_about_count_when_it_is_back(
+    redis: RedisServer,
+) -> None:
+    """F28."""
+    rules: Any = {"rate_limit": (RateLimit(3, 3600),), "site_rate_limit": (RateLimit(9, 3600),)}
+    async with proxies(redis.url, 2, timeout_s=0.1, **rules) as (one, two):
+        assert await one.told("a") == ""
+        redis.pause()
+        assert [await one.told("b"), await two.told("b"), await two.told("b")] == ["", "", ""]
+        redis.resume()
+        await until(lambda: not (one.fleet.trouble or two.fleet.trouble))
+        for proxy in (one, two):
+            assert await proxy.told("b") == "rate_limited"
+        assert [await two.told("a"), await two.told("a"), await two.told("a")] == ["", "", "rate_limited"]
+
+
+async def test_a_slow_redis_is_waited_for_as_long_as_it_may_take(redis: RedisServer) -> None:
+    """F28."""
+    rules: Any = {"rate_limit": (RateLimit(3, 3600),), "max_streams_per_visitor": 10}
+    async with proxies(redis.url, 2, **rules) as several, raw(redis) as client:
+        await client.client_pause(300)
+        answers = await asyncio.gather(*(proxy.told("a") for proxy in several for _ in range(5)))
+        assert Counter(answers) == {"": 3, "rate_limited": 7}
+        assert not any(proxy.fleet.trouble for proxy in several)
+
+
+async def test_a_redis_that_is_emptied_while_it_runs_is_told_again(redis: RedisServer) -> None:
+    """F28: nobody notices by a broken connection."""
+    async with proxies(redis.url, 2, lease_s=0.3, rate_limit=(RateLimit(3, 3600),)) as (one, two):
+        assert [await one.told("a") for _ in range(3)] == [""] * 3
+        async with raw(redis) as client:
+            await client.flushall()
+
+            async def is_told() -> bool:
+                assert await one.told("b") in ("", "rate_limited"), "a question does not hide it"
+                return any([key async for key in client.scan_iter(f"{PREFIX}memory")])
+
+            await until(is_told)
+
+        async def is_refused() -> bool:
+            return await two.told("a") == "rate_limited"
+
+        await until(is_refused)
 
 
 async def test_what_a_paused_redis_takes_up_late_is_not_open_for_ever(redis: RedisServer) -> None:
@@ -313,29 +346,11 @@ async def test_a_clock_that_is_set_back_locks_nobody_out(redis: RedisServer) -> 
 # --- as in production ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def doubao() -> AsyncIterator[DoubaoFake]:
-    async with DoubaoFake(PLAY) as fake:
-        yield fake
-
-
-def with_redis(redis: RedisServer, fake: DoubaoFake, **more: str) -> dict[str, str]:
-    return {**fake.environ, "DOUBAO_MODEL": MODEL, "MOGINE_REDIS_URL": redis.url, **more}
-
-
-async def ask(session: aiohttp.ClientSession, child: Child, **fields: Any) -> int:
-    async with session.post(child.url() + LLM, json=question(**fields)) as response:
-        await response.read()
-        return response.status
-
-
 async def test_processes_of_several_homes_hold_one_limit(
-    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake, tmp_path: Path
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake, tmp_path: Path
 ) -> None:
-    env = with_redis(redis, doubao, MOGINE_RATE_LIMIT="9/hour")
-    others = [tmp_path / name for name in ("second", "third")]
-    for home in others:
-        home.mkdir()
+    env = with_redis(redis, vendor, MOGINE_RATE_LIMIT="9/hour")
+    others = homes(tmp_path, 2)
     children = [await spawn("proxy", env)]
     children += [await spawn("proxy", env, home=home) for home in others]
     children.append(await spawn("proxy", env, "--workers", "2", home=others[0]))
@@ -344,24 +359,22 @@ async def test_processes_of_several_homes_hold_one_limit(
         statuses = [await ask(session, children[number % 4]) for number in range(16)]
         assert statuses == [200] * 9 + [429] * 7
         for child in children:
-            async with session.get(child.url() + "/readyz") as response:
-                assert (response.status, (await response.json())["redis"]) == (200, "ok")
-        async with session.get(children[0].url() + "/metrics") as response:
-            assert _value(await response.text(), "mogine_redis_away") == 0
-    assert len(doubao.requests) == 9
+            assert await redis_of(session, child) == "ok"
+        assert await value(session, children[0], "mogine_redis_away") == 0
+    assert len(vendor.requests) == 9
 
 
 async def test_answers_of_a_process_that_is_killed_are_open_no_longer(
-    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake
 ) -> None:
-    doubao.play(script(say("一"), hang()))
-    env = with_redis(redis, doubao, MOGINE_MAX_STREAMS_PER_VISITOR="2")
+    vendor.play(script(say("一"), hang()))
+    env = with_redis(redis, vendor, MOGINE_MAX_STREAMS_PER_VISITOR="2")
     victim, heir = await spawn("proxy", env), await spawn("proxy", env)
     async with aiohttp.ClientSession() as session:
         body = question(stream=True)
         running = [asyncio.create_task(session.post(victim.url() + LLM, json=body)) for _ in range(2)]
-        await doubao.wait_requests(2, timeout_s=20)
-        doubao.play(PLAY)
+        await vendor.wait_requests(2, timeout_s=20)
+        vendor.play(ONE_CNY)
         assert await ask(session, heir) == 429
         os.kill(victim.process.pid, signal.SIGKILL)
         # Its lease of 15 s is over: what Redis does by itself then, without the wait.
@@ -382,38 +395,37 @@ async def test_answers_of_a_process_that_is_killed_are_open_no_longer(
 
 
 async def test_a_proxy_without_its_redis_serves_says_so_and_recovers(
-    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake
 ) -> None:
     """P43, F28."""
-    child = await spawn("proxy", with_redis(redis, doubao, MOGINE_RATE_LIMIT="3/hour"))
+    child = await spawn("proxy", with_redis(redis, vendor, MOGINE_RATE_LIMIT="3/hour"))
     async with aiohttp.ClientSession() as session:
 
         async def redis_is(state: str) -> bool:
-            async with session.get(child.url() + "/readyz") as response:
-                return bool(re.fullmatch(state, (await response.json())["redis"]))
+            return bool(re.fullmatch(state, await redis_of(session, child)))
 
         assert await ask(session, child) == 200
         redis.kill()
         await until(lambda: redis_is(r"away \(\w+\)"))
-        async with session.get(child.url() + "/metrics") as response:
-            assert _value(await response.text(), "mogine_redis_away") == 1
+        assert await value(session, child, "mogine_redis_away") == 1
         assert [await ask(session, child) for _ in range(3)] == [200, 200, 429]
         redis.start()
         await until(lambda: redis_is("ok"))
     child.send(signal.SIGTERM)
     assert await child.ended() == 0
-    assert child.stderr.count("Redis is away") == 1 and "Traceback" not in child.stderr
+    assert child.stderr.count("Redis is away") == child.stderr.count("Redis is back") == 1
+    assert "Traceback" not in child.stderr
 
 
 async def test_a_password_of_redis_is_used_and_told_to_nobody(
-    spawn: Spawn, redis: RedisServer, doubao: DoubaoFake
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake
 ) -> None:
     """P18."""
     async with raw(redis) as client:
         await client.config_set("requirepass", "test-password-redis")
     children = [
         await spawn(
-            "proxy", with_redis(redis, doubao, MOGINE_REDIS_URL=redis.url.replace("//", f"//:{word}@"))
+            "proxy", with_redis(redis, vendor, MOGINE_REDIS_URL=redis.url.replace("//", f"//:{word}@"))
         )
         for word in ("test-password-redis", "test-password-wrong")
     ]
@@ -421,37 +433,85 @@ async def test_a_password_of_redis_is_used_and_told_to_nobody(
     async with aiohttp.ClientSession() as session:
         for child in children:
             assert await ask(session, child) == 200
-            async with session.get(child.url() + "/readyz") as response:
-                found.append((await response.json())["redis"])
+            found.append(await redis_of(session, child))
             assert "test-password" not in child.stderr
     assert found == ["ok", "away (ConnectionError)"]
     assert "username-password" in children[1].stderr
 
 
-async def test_a_proxy_starts_without_its_redis(spawn: Spawn, redis: RedisServer, doubao: DoubaoFake) -> None:
+async def test_redis_is_reached_over_tls(
+    spawn: Spawn, vendor: DoubaoFake, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """P43: the certificate is checked."""
+    certificate, key = certificate_files()
+    with closed_port() as free:
+        port = free
+    tls = (
+        "--tls-port",
+        port,
+        "--tls-cert-file",
+        certificate,
+        "--tls-key-file",
+        key,
+        "--tls-auth-clients",
+        "no",
+    )
+    server = RedisServer(tmp_path_factory.mktemp("redis"), *map(str, tls)).start()
+    try:
+        urls = [f"rediss://127.0.0.1:{port}/0{trust}" for trust in (f"?ssl_ca_certs={certificate}", "")]
+        found = []
+        async with aiohttp.ClientSession() as session:
+            for url, home in zip(urls, homes(tmp_path, 2), strict=True):
+                child = await spawn("proxy", with_redis(server, vendor, MOGINE_REDIS_URL=url), home=home)
+                found.append(await redis_of(session, child))
+        assert found == ["ok", "away (ConnectionError)"]
+    finally:
+        server.kill()
+
+
+async def test_a_proxy_starts_without_its_redis(spawn: Spawn, redis: RedisServer, vendor: DoubaoFake) -> None:
     redis.kill()
-    child = await spawn("proxy", with_redis(redis, doubao, MOGINE_RATE_LIMIT="2/hour"))
+    child = await spawn("proxy", with_redis(redis, vendor, MOGINE_RATE_LIMIT="2/hour"))
     async with aiohttp.ClientSession() as session:
         assert [await ask(session, child) for _ in range(3)] == [200, 200, 429]
 
 
-async def test_what_other_homes_spend_counts_against_the_budget(
-    serve: Start, redis: RedisServer, doubao: DoubaoFake, tmp_path: Path
+async def test_three_proxies_asked_all_at_once_give_exactly_the_limit(
+    spawn: Spawn, redis: RedisServer, vendor: DoubaoFake, tmp_path: Path
 ) -> None:
-    env = with_redis(redis, doubao, MOGINE_DAILY_BUDGET_CNY="3", MOGINE_MONTHLY_BUDGET_CNY="50")
-    one: Served = await serve(env=env)
-    other = tmp_path / "other"
-    other.mkdir()
-    two: Served = await serve(env=env, home=other)
-    for served in (one, one, two):
-        assert (await served.post(LLM, question())).status == 200
-    for served in (one, two):
+    """P43, P8: processes of their own, as on three machines; also after Redis was paused, and killed."""
+    env = with_redis(redis, vendor, MOGINE_RATE_LIMIT="25/hour", MOGINE_MAX_STREAMS_PER_VISITOR="500")
+    children = await asyncio.gather(*(spawn("proxy", env, home=one) for one in homes(tmp_path, 3)))
+    asked = 0
 
-        async def is_spent(served: Served = served) -> bool:
-            return (await served.post(LLM, question())).status == 429
+    async def fire(visitor: str) -> Counter[int]:
+        nonlocal asked
+        headers = {"X-Forwarded-For": visitor}
+        statuses = await asyncio.gather(
+            *(ask(session, child, headers) for _ in range(20) for child in children)
+        )
+        asked += 25
+        return Counter(statuses)
 
-        await until(is_spent)
-        assert_envelope(await served.post(LLM, question()), 429, "budget_exhausted")
+    async def is_used(state: str) -> bool:
+        return all([await redis_of(session, child) == state for child in children])
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        assert await fire("198.51.100.1") == {200: 25, 429: 35}
+        redis.pause()
+        assert await ask(session, children[0], {"X-Forwarded-For": "198.51.100.2"}) == 200
+        redis.resume()
+        await until(lambda: is_used("ok"))
+        assert await fire("198.51.100.3") == {200: 25, 429: 35}
+        redis.kill()
+        await until(lambda: is_used("away (ConnectionError)"))
+        redis.start()
+        await until(lambda: is_used("ok"))
+        assert await fire("198.51.100.4") == {200: 25, 429: 35}
+        for visitor in (1, 3):
+            for child in children:
+                assert await ask(session, child, {"X-Forwarded-For": f"198.51.100.{visitor}"}) == 429
+    assert len(vendor.requests) == asked + 1
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -479,13 +539,21 @@ def test_an_address_of_redis_is_taken_in_the_usual_spellings(home: Path, written
 
 
 @pytest.mark.parametrize(
-    "written", ["localhost:6379", "http://host", "redis://", "redis://host/name", "unix://"]
+    "written",
+    [
+        *("localhost:6379", "http://host", "redis://", "redis://host/name", "unix://", "redis://host:0"),
+        *(f"redis://user:test{sign}pass@host" for sign in "/?#"),
+        *(f"redis://:test-pass@host{rest}" for rest in (":65536", "/0?db=x", "?socket_timeout=1", "/0#1")),
+    ],
 )
 def test_a_wrong_address_of_redis_is_told_without_its_password(home: Path, written: str) -> None:
-    with pytest.raises(SettingsError, match="MOGINE_REDIS_URL"):
+    """P18."""
+    with pytest.raises(SettingsError, match="MOGINE_REDIS_URL") as told:
         load_settings({"MOGINE_REDIS_URL": written}, home)
+    assert "pass@" not in told.value.message and "test" not in told.value.message
 
 
-def _value(text: str, name: str) -> float:
-    (family,) = [family for family in text_string_to_metric_families(text) if family.name == name]
-    return family.samples[0].value
+def test_a_password_in_an_address_is_taken_out_of_the_log_by_itself(home: Path) -> None:
+    """P18."""
+    settings = load_settings({"MOGINE_REDIS_URL": "redis://user:test%2Fpassword@host"}, home)
+    assert {"test%2Fpassword", "test/password", settings.access.redis_url} <= set(known_secrets(settings))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mogine.serve import runner
 from mogine.serve.access import Access
 from mogine.serve.app import FRAME, SHORT_ROUTES, Route, ShortJson
-from mogine.serve.keys import REQUEST_ID
+from mogine.serve.keys import REQUEST_ID, STATE, ServerState
 from mogine.serve.lane import Lanes
 from mogine.serve.requests import ShortRequest
 from mogine.settings import load_settings
@@ -275,6 +275,7 @@ async def fed(app: web.Application, pieces: Sequence[bytes]) -> Heard:
             return ShortJson(b"{}")
 
     app[FRAME] = cast(Any, Frame())
+    app[STATE] = ServerState()
     lanes = Lanes(app, successor, max_body_bytes=2048, keep_alive_s=30)
     lane, transport = lanes(), Transport()
     transport.protocol = lane

@@ -102,7 +102,7 @@ def test_places_are_counted_in_all_and_by_visitor_and_given_back() -> None:
             gate.open("c")
         assert full.value.reason == "overloaded"
     assert not state.running and not gate.open_by_visitor
-    state.draining = True
+    state.refusing = True
     with pytest.raises(Unavailable) as stopping:
         gate.open("a")
     assert stopping.value.reason == "shutting_down"

@@ -337,6 +337,7 @@ async def test_a_stopping_server_refuses_new_questions_and_says_so(serve: Start,
     """P39."""
     served = await serve(env=doubao.environ)
     served.running.drain()
+    served.running.refuse()
     assert (await served.ask("GET", "/healthz")).json == {"status": "draining"}
     assert (await served.ask("GET", "/readyz")).status == 503
     for path, body in ((LLM, question()), ("/api/chat", {"question": "x"})):

@@ -119,6 +119,45 @@ async def test_a_second_signal_does_not_wait(spawn: Spawn, home: Path, doubao: D
     visitor.leave()
 
 
+async def test_in_a_rolling_restart_the_port_closes_and_kept_connections_are_answered(
+    spawn: Spawn, home: Path, doubao: DoubaoFake
+) -> None:
+    """F15, P39: the front asks another proxy, and cannot where it has sent the question already."""
+    doubao.play(script(say("一"), pause(0.3), say("二")))
+    child = await spawn("proxy", {**doubao.environ, "MOGINE_ROLLING_RESTART": "true"})
+    kept = [await Visitor.asking(child, LLM, question()) for _ in range(2)]
+    for visitor in kept:
+        await visitor.read_until(b'"finish_reason":"stop"')
+    running = await Visitor.asking(child, LLM, question(stream=True))
+    await running.read_until("一".encode())
+    child.send(signal.SIGTERM)
+    async with asyncio.timeout(5):
+        while _listens(child.port()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await running.read_until(b"[DONE]")
+    for visitor, asked in zip(kept, (LLM, "/v1/models"), strict=True):
+        visitor.received = b""
+        body = json.dumps(question()) if asked == LLM else ""
+        method = "POST" if asked == LLM else "GET"
+        await visitor.send(
+            f"{method} {asked} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body.encode())}\r\n\r\n{body}".encode()
+        )
+        await visitor.read_to_end()
+        assert visitor.received.startswith(b"HTTP/1.1 200")
+        assert b"Connection: close\r\n" in visitor.received
+    assert await child.ended() == 0
+    assert [row.status for row in read_rows(home)] == ["ok"] * 4
+    for visitor in (*kept, running):
+        visitor.leave()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(0.05)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 async def test_a_visitor_who_leaves_ends_a_call_over_tls(spawn: Spawn, home: Path) -> None:
     async with DoubaoFake(script(say("一"), hang()), tls=True) as fake:
         child = await spawn("proxy", {**fake.environ, "SSL_CERT_FILE": str(fake.ca_file)})
