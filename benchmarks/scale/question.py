@@ -1,6 +1,6 @@
-"""What one question costs nginx, the proxy, the knowledge base, the record and their engines in CPU and memory.
+"""What one question costs: CPU and memory of nginx, proxy, knowledge base, record and their engines.
 
-    python -m benchmarks.scale.question [--shared] [--passages 10000] [--questions 300] [--write]
+    python -m benchmarks.scale.question [--shared] [--passages 10000] [--home FOLDER] [--write]
 
 Starts the services as processes of their own, nginx before and a stand-in for the vendor behind them, and
 asks `/api/chat` questions that differ, 250 tokens an answer. With --shared limits are in Redis and rows in
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.upstreams.postgres import PostgresServer
 
 from benchmarks.kb.run import build
 from benchmarks.kb.texts import Invented
@@ -30,6 +29,7 @@ from benchmarks.proxy.run import HERE as PROXY_FOLDER
 from benchmarks.proxy.run import KEY, ROOT, Gateway, free_port, vendor
 from benchmarks.scale.simulate import COSTS
 from benchmarks.startup import machine
+from tests.upstreams.postgres import PostgresServer
 from tests.upstreams.redis import RedisServer
 
 TOKENS = 250
@@ -103,8 +103,11 @@ def engines(work: Path, *, shared: bool) -> Iterator[tuple[dict[str, str], dict[
     with contextlib.ExitStack() as stack:
         redis = RedisServer(work).start()
         stack.callback(redis.kill)
-        postgres = stack.enter_context(contextlib.closing(PostgresServer(work / "postgres").start()))
-        settings = {"MOGINE_REDIS_URL": redis.url, "MOGINE_DATABASE_URL": postgres.database()}
+        folder = work / "postgres"
+        folder.mkdir()
+        postgres = PostgresServer(folder).start()
+        stack.callback(postgres.stop)
+        settings = {"MOGINE_REDIS_URL": redis.url, "MOGINE_DATABASE_URL": postgres.url()}
         yield settings, {"redis": redis.pid, "postgres": postgres.pid}
 
 
@@ -128,11 +131,10 @@ def family_cpu_s(pid: int) -> float:
     return total
 
 
-def measure(work: Path, passages: int, count: int, *, shared: bool) -> dict[str, Any]:
+def measure(work: Path, home: Path, passages: int, count: int, *, shared: bool) -> dict[str, Any]:
     for name in ("upstream",):
         subprocess.run(["cc", "-O2", "-o", work / name, PROXY_FOLDER / f"{name}.c"], check=True)
-    home = work / "home"
-    home.mkdir()
+    home.mkdir(parents=True, exist_ok=True)
     build(home, passages)
     ports = {name: free_port() for name in ("proxy", "kb", "analytics")}
     with contextlib.ExitStack() as stack:
@@ -199,13 +201,15 @@ def measure(work: Path, passages: int, count: int, *, shared: bool) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shared", action="store_true", help="limits in Redis, rows in PostgreSQL")
+    parser.add_argument("--home", type=Path, help="where the built base is kept; default: a temporary folder")
     parser.add_argument("--passages", type=int, default=10_000)
     parser.add_argument("--questions", type=int, default=300, help="of each kind: with 1 token, with 250")
     parser.add_argument("--write", action="store_true", help="keep the costs for benchmarks.scale.simulate")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)  # PostgreSQL runs as another user when we are root  # noqa: S103
-        result = measure(Path(folder), arguments.passages, arguments.questions, shared=arguments.shared)
+        home = arguments.home or Path(folder) / "home"
+        result = measure(Path(folder), home, arguments.passages, arguments.questions, shared=arguments.shared)
     text = json.dumps(result, indent=1)
     print(text)
     if arguments.write:

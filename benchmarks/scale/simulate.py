@@ -49,7 +49,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Visitors:
-    """What visitors and the vendor do: tokens of an answer (a mean), tokens a second, seconds to the first."""
+    """Visitors and the vendor: tokens of an answer (a mean), tokens a second, seconds to the first."""
 
     tokens: float = 250
     tokens_per_s: float = 50
