@@ -58,7 +58,7 @@ _OPTIONS = " ".join(
         "cursor_tuple_fraction": "1",
         "plan_cache_mode": "force_custom_plan",
         "jit": "off",
-        # Every join of ours follows an index, as in SQLite. Where the planner thinks otherwise (it knows little
+        # Joins of ours follow indexes, as in SQLite. Where the planner thinks otherwise (it knows little
         # of lists of keys, and nothing of how near visitors lie together) it reads all rows there are.
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
