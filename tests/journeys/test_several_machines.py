@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ HEALED_S = 5.0
 YOUNG_S = 1.0  # what a process that is killed may not have written yet
 VISITORS = 6
 QUESTIONS_PER_ADDRESS = 4
-WORDS = tuple(f"第{number}段" for number in range(8))
+WORDS = tuple(f"第{number}段" for number in range(7))
 TEXT = "".join(WORDS)
 TITLES = {"proxy": "proxy", "kb": "knowledge base"}
 ANSWER = script(*(step for word in WORDS for step in (say(word), pause(0.12))), usage(20, 16))
@@ -198,10 +198,11 @@ class Site:
         wanted = len(self.answered) + more
         await until(lambda: len(self.answered) >= wanted, 60)
 
-    async def answers_of(self, proxy: Machine) -> None:
-        """Return when `proxy` has given one that was asked for from now on."""
+    async def again(self, proxy: Machine) -> None:
+        """Start a proxy that was killed, and return when nginx has found it and it has answered."""
         before = sum(one.mark == proxy.mark for one in self.answered)
-        await until(lambda: sum(one.mark == proxy.mark for one in self.answered) > before + 1, 60)
+        await proxy.start()
+        await until(lambda: sum(one.mark == proxy.mark for one in self.answered) > before, 60)
 
     async def is_answering(self, proxy: Machine) -> None:
         """Return when `proxy` is amid an answer."""
@@ -209,12 +210,18 @@ class Site:
             lambda: any(not one.is_over and one.json["model"] == proxy.mark for one in self.doubao.requests)
         )
 
-    async def paused(self, resume: Callable[[], None]) -> None:
-        """Visitors ask on for as long as a pause lasts, whatever it is that `resume` ends."""
-        end = time.monotonic() + PAUSE_S
+    async def rest_of_pause(self, began: float) -> None:
+        """Visitors ask on for as long as a pause lasts."""
         await self.answers()
-        await until(lambda: time.monotonic() > end, PAUSE_S + 1)
-        resume()
+        await until(lambda: time.monotonic() > began + PAUSE_S, PAUSE_S + 1)
+
+    @property
+    def spools(self) -> list[Spool]:
+        return [Spool(proxy.home / "data/spool") for proxy in self.proxies]
+
+    def rows_on_disk(self) -> int:
+        """How many wait for PostgreSQL."""
+        return sum(spool.count() for spool in self.spools)
 
     # --- what is promised ------------------------------------------------------------------------
 
@@ -263,12 +270,11 @@ class Site:
         acknowledged = {
             one.id for one in self.answered if not any(0 <= at - one.at < YOUNG_S for at in killed[one.mark])
         }
-        spools = [Spool(proxy.home / "data/spool") for proxy in self.proxies]
 
         def stored() -> list[str]:
             return [str(row[0]) for row in self.postgres.query("SELECT id FROM queries")]
 
-        await until(lambda: not any(spool.files() for spool in spools), 60)
+        await until(lambda: not self.rows_on_disk(), 60)
         await until(lambda: acknowledged <= set(stored()), 10)
         ids = stored()
         assert len(ids) == len(set(ids))
@@ -307,8 +313,7 @@ async def site(
         document = make_document("docs/refunds.md", "如何退款? 七天之内都可以退款。")
         take_in(Generations(kbs[0].home / "data/kb"), NoEmbedder(), document)
         shutil.copytree(kbs[0].home / "data", kbs[1].home / "data")
-        for machine in (*kbs, *proxies):
-            await machine.start()
+        await asyncio.gather(*(machine.start() for machine in (*kbs, *proxies)))
         addresses = tuple(proxy.address for proxy in proxies)
         with spread(front, proxies=addresses, kbs=tuple(kb.address for kb in kbs), more=INSIDE % inside):
             yield Site(front, doubao, own_postgres, redis, proxies, kbs, session)
@@ -322,8 +327,7 @@ async def test_whatever_dies_or_hangs_no_answer_and_no_row_is_lost(site: Site) -
             await site.is_answering(proxy)
             await proxy.kill()
             await site.answers()
-            await proxy.start()
-            await site.answers_of(proxy)
+            await site.again(proxy)
         for kb in site.kbs:
             await kb.kill()
             await site.answers()
@@ -340,27 +344,28 @@ async def test_whatever_dies_or_hangs_no_answer_and_no_row_is_lost(site: Site) -
 
 async def _redis_goes_and_comes(site: Site) -> None:
     await site.limits_hold()
-    site.redis.pause()
-    await site.paused(site.redis.resume)
-    await site.redis_is("ok", HEALED_S)
-    await site.limits_hold()
-    site.redis.kill()
-    await site.redis_is("away", 30)
-    await site.limits_hold_apart()
-    site.redis.start()
-    await site.redis_is("ok", HEALED_S)
-    await site.limits_hold()
+    for go, come in ((site.redis.pause, site.redis.resume), (site.redis.kill, site.redis.start)):
+        began = time.monotonic()
+        go()
+        await site.redis_is("away", 30)
+        await site.limits_hold_apart()
+        if go == site.redis.pause:
+            await site.rest_of_pause(began)
+        come()
+        await site.redis_is("ok", HEALED_S)
+        await site.limits_hold()
 
 
 async def _postgres_goes_and_comes(site: Site) -> None:
     server, proxy = site.postgres.server, site.proxies[0]
     server.pause()
-    await site.paused(server.resume)
-    await site.answers()
+    await site.rest_of_pause(time.monotonic())
+    server.resume()
+    await until(lambda: not site.rows_on_disk(), 60)
     server.kill()
     await site.answers()
-    # What waits on the disk of a machine waits for its next start, too, and that waits for nobody.
+    assert all(spool.count() for spool in site.spools)
+    # What waits on the disk of a machine waits for its next start too, and that waits for nobody.
     await proxy.kill()
-    await proxy.start()
-    await site.answers_of(proxy)
+    await site.again(proxy)
     server.start()
