@@ -234,11 +234,12 @@ def commands(home: Path, count: int) -> dict[str, Any]:
     return found
 
 
-def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any) -> None:
-    """One process that records `rate` rows a second; tells the ids and how long commits waited at worst."""
+def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any, url: str = "") -> None:
+    """One process that records `rate` rows a second, at `url` if there is one; tells the ids, how many were
+    dropped and spooled, and its CPU seconds."""
 
     async def go() -> None:
-        store = AnalyticsStore(Path(path))
+        store = AnalyticsStore(Path(path), url)
         pool = list(rows(2000, 1, datetime.now(UTC), seed=os.getpid()))
         ids: list[str] = []
         cpu = time.process_time()
