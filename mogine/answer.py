@@ -22,7 +22,7 @@ from mogine.chat import (
     Reasoning,
     ToolCalls,
 )
-from mogine.errors import MogineError, UpstreamError
+from mogine.errors import MogineError, Unavailable, UpstreamError
 from mogine.kb.passages import Hit
 from mogine.settings import Site
 
@@ -99,16 +99,20 @@ AnswerEvent = ChatEvent | Answering | Declined | PassedOver
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How the assistant of a site speaks and how much it reads: the server's choice, never a visitor's."""
+    """How the assistant of a site speaks and how much it reads: the server's choice, never a visitor's.
+
+    With `is_kb_required` nothing is answered while the knowledge base is away.
+    """
 
     name: str = "the assistant of this website"
     system_prompt: str = ""
     handoff: str = ""
     company: dict[str, Any] = field(default_factory=dict)
     top_k: int = 4
+    is_kb_required: bool = False
 
     @classmethod
-    def of(cls, site: Site, *, top_k: int = 4) -> "Manner":
+    def of(cls, site: Site, *, top_k: int = 4, is_kb_required: bool = False) -> "Manner":
         """What `site.toml` says; every key is optional."""
         return cls(
             str(site.assistant.get("name") or cls().name),
@@ -116,6 +120,7 @@ class Manner:
             str(site.assistant.get("handoff_text") or "").strip(),
             dict(site.company),
             top_k,
+            is_kb_required,
         )
 
     def system(self) -> str:
@@ -143,10 +148,11 @@ async def answer(
 
     `request` ends with the visitor's question. The providers are asked in turn until one has said its
     first word; the error of the first is raised when none did, an error after the first word at once.
-    Without a retriever, or when it fails, there are no citations and the answer goes on.
+    Without a retriever, or when it fails, there are no citations and the answer goes on; with a manner that
+    requires it, Unavailable (kb_unavailable) is raised instead.
     """
     manner = manner or Manner()
-    search = await find(request, retriever, manner.top_k)
+    search = await find(request, retriever, manner)
     hits = search.hits or ()
     citations = tuple(cite(hits))
     yield Citations(citations, searched=search.hits is not None, search_ms=search.took_ms)
@@ -231,18 +237,22 @@ class Search:
 async def find(
     request: ChatRequest,
     retriever: Retriever | None,
-    top_k: int,
+    manner: Manner,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Search:
-    """The passages that are near enough to the question."""
+    """The passages that are near enough to the question. Raises Unavailable where `manner` requires them."""
     if retriever is None or not request.question.strip():
         return Search()
     began = clock()
     hits = None
     try:
-        found = await retriever.search(search_words(request), top_k)
+        found = await retriever.search(search_words(request), manner.top_k)
         hits = [hit for hit in found.hits if hit.score >= MIN_SCORE]
     except MogineError as error:
+        if manner.is_kb_required:
+            raise Unavailable(
+                "the knowledge base cannot be asked at present; try again", reason="kb_unavailable"
+            ) from error
         log.warning("answering without the knowledge base (%s)", error.reason)
     return Search(hits, round((clock() - began) * 1000))
 

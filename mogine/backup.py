@@ -23,6 +23,7 @@ from mogine.analytics.store import AnalyticsStore
 from mogine.errors import MogineError, NotFound, SettingsError, StoreError
 from mogine.kb.generations import Generations
 from mogine.kb.manifest import MANIFEST_NAME, Generation, copy_files
+from mogine.kb.texts import copy_database
 from mogine.settings import Settings, load_site, variables
 
 FORMAT = 1
@@ -118,7 +119,7 @@ def _gather(settings: Settings, stage: Path, *, with_secrets: bool, docs: bool) 
     if docs and (home / "docs").is_dir():
         shutil.copytree(home / "docs", stage / "docs", ignore_dangling_symlinks=True)
     for path in sorted(data.glob("*.db")):
-        _copy_database(path, stage / "data" / path.name)
+        copy_database(path, stage / "data" / path.name)
     if (data / "spool").is_dir():
         shutil.copytree(data / "spool", stage / "data/spool", ignore=shutil.ignore_patterns("*.lock"))
     generation = _copy_generation(settings, stage / "data/kb")
@@ -152,29 +153,9 @@ def without_secrets(text: str) -> str:
     return re.sub(rf"(?m)^(\s*(?:export\s+)?(?:{names})\s*)=.*$", r"# \1= was left out of the backup", text)
 
 
-def _copy_database(source: Path, target: Path) -> None:
-    """As it is between two commits, whoever writes to it meanwhile."""
-    try:
-        os.close(os.open(target, os.O_RDWR | os.O_CREAT, 0o600))
-        with (
-            closing(sqlite3.connect(f"file:{_uri(source)}?mode=ro", uri=True, timeout=30)) as reader,
-            closing(sqlite3.connect(target)) as writer,
-        ):
-            reader.backup(writer)
-            writer.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
-            if writer.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise StoreError(f"{source.name} is damaged; `mogine doctor` tells what to do")
-    except sqlite3.Error as error:
-        raise StoreError(f"{source.name} cannot be copied ({error})") from error
-
-
-def _uri(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
 def _copy_generation(settings: Settings, target: Path) -> str:
     """The one that serves; its name, "" for none. An ingest may take it away in between: then the next."""
-    generations = Generations(settings.kb_path)
+    generations = Generations.of(settings)
     for left in reversed(range(TRIES)):
         generation = generations.current()
         if generation is None:
@@ -199,7 +180,7 @@ def _copy_files(generation: Generation, folder: Path) -> None:
     for path in generation.path.rglob("*.sqlite3"):
         copy = folder / path.relative_to(generation.path)
         copy.unlink(missing_ok=True)
-        _copy_database(path, copy)
+        copy_database(path, copy)
     shutil.copyfile(generation.path / MANIFEST_NAME, folder / MANIFEST_NAME)
 
 

@@ -25,6 +25,7 @@ from mogine.commands import (
     keys,
     serve,
 )
+from mogine.commands.console import safe
 from mogine.commands.shell import Shell
 from mogine.errors import MogineError
 
@@ -88,7 +89,7 @@ def main() -> None:
     try:
         app()
     except MogineError as error:
-        typer.secho(f"mogine: {error.message}", fg=typer.colors.RED, err=True)
+        typer.secho(f"mogine: {safe(error.message)}", fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
 
 

@@ -424,6 +424,12 @@ class ProxySettings:
     kb_timeout_s: float = _setting(
         "MOGINE_KB_TIMEOUT", 3.0, _seconds(0.05, 60), "Seconds the proxy waits for the knowledge base"
     )
+    kb_required: bool = _setting(
+        "MOGINE_KB_REQUIRED",
+        False,
+        _flag,
+        "true: without its whole knowledge base the assistant says 503 kb_unavailable instead of answering",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +459,29 @@ class KnowledgeSettings:
     )
     max_upload_bytes: int = _setting(
         "MOGINE_MAX_UPLOAD_BYTES", 32 * 1024**2, _bytes(1024, 1024**3), "Largest uploaded document"
+    )
+    chroma_url: str = _setting(
+        "MOGINE_CHROMA_URL",
+        "",
+        _address,
+        "Chroma server that keeps the vectors for several machines, such as http://host:8000; "
+        "empty: a folder of this home",
+    )
+    chroma_token: str = _setting(
+        "MOGINE_CHROMA_TOKEN", "", _text, "Bearer token for what guards the Chroma server", secret=True
+    )
+    chroma_timeout_s: float = _setting(
+        "MOGINE_CHROMA_TIMEOUT",
+        1.0,
+        _seconds(0.05, 60),
+        "Seconds a search waits for the Chroma server before it goes by words alone",
+    )
+    share: str = _setting(
+        "MOGINE_KB_SHARE",
+        "",
+        _text,
+        "Where `kb publish` puts generations and `kb pull` finds them: a folder, or the address of the "
+        "knowledge base server of the machine that writes",
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mogine.settings import Settings, load_settings
@@ -15,6 +16,7 @@ pytest_plugins = [
     "tests.fronts.nginx",
     "tests.fronts.pm2",
     "tests.servers",
+    "tests.upstreams.chroma",
     "tests.upstreams.llama",
     "tests.upstreams.postgres",
     "tests.upstreams.redis",
@@ -22,6 +24,10 @@ pytest_plugins = [
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parent.parent
+
+# No test is timed: on a busy machine any example may take its time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that: then no
 # test could interrupt a program.

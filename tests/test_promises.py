@@ -15,6 +15,8 @@ ROWS = (
     *(f"P{number}" for number in (*range(1, 25), 27, *range(39, 45))),
     *(f"F{number}" for number in (*range(1, 16), 18, *range(21, 27), 28)),
     *(f"B{number}" for number in (*range(1, 13), *range(14, 25), 28, 29, 30, 32)),
+    # Documents and the knowledge base.
+    *("P34", "P35", "P36", "P37", "P38", "F16", "F17", "F20", "B13", "B25"),
 )
 
 

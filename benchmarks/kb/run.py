@@ -36,8 +36,9 @@ STARTS_WITHIN_S = 120
 
 def build(home: Path, passages: int) -> None:
     """One generation of invented passages, once."""
-    generations = Generations(home / "data" / "kb")
-    real = open_embedder(load_settings({}, home))
+    settings = load_settings({}, home)
+    generations = Generations.of(settings)
+    real = open_embedder(settings)
     current = generations.current()
     if current and (current.manifest.passages, current.manifest.embedder) == (passages, real.name):
         return

@@ -2,9 +2,9 @@
 
 A proxy as in production answers through a fake vendor. Measured are: what an idle widget loads, what an
 opened one has loaded before the first question, how long opening takes, and how smoothly an answer of 3,000
-tokens is drawn (frames a second, tasks of more than 50 ms). Then the dashboard's first paint, and the time
-until its numbers stand there, over --rows invented rows, or over the record of --home:
-`benchmarks.analytics.run --folder` makes one of ten million rows.
+tokens is drawn (frames a second, tasks of more than 50 ms). Then the dashboard's first paint, and for each
+screen the time until its data stand there, over --rows invented rows, or over the record of --home:
+`benchmarks.analytics.run --copies 10 --folder` makes one of ten million rows. --only measures one of the two.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, Request, async_playwright
 
 from benchmarks.analytics.rows import rows, sentences
 from benchmarks.startup import machine
@@ -34,6 +34,24 @@ from tests.servers import DEFAULTS
 from tests.upstreams.doubao import DoubaoFake
 from tests.upstreams.script import Script, pause, say, script
 
+# Each screen, and what an owner asks of the longest.
+SCREENS = {
+    "overview": "days=30",
+    "overview_90_days": "days=90",
+    "conversations": "view=conversations",
+    "conversations_90_days": "view=conversations&days=90",
+    "conversations_failed": "view=conversations&status=error",
+    "conversations_disliked": "view=conversations&feedback=down",
+    "conversations_of_a_provider": "view=conversations&provider=openai",
+    "conversations_with_words": "view=conversations&q=%E9%80%80%E6%AC%BE",
+    "conversations_with_rare_words": "view=conversations&q=%E6%B2%A1%E6%9C%89%E8%BF%99%E5%8F%A5%E8%AF%9D",
+    "gaps": "view=gaps",
+    "knowledge": "view=knowledge",
+    "cost": "view=cost",
+    "quality": "view=quality",
+    "system": "view=system",
+}
+PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
 TOKENS = 3000
 PIECE_S = 0.004  # 250 tokens a second, faster than any vendor
 ROUNDS = 9
@@ -99,21 +117,19 @@ class Traffic:
     """What a page has loaded from the proxy: how many requests, how many bytes as they came."""
 
     def __init__(self, page: Page, origin: str) -> None:
-        self.sizes: list[int] = []
-        self.foreign: list[str] = []
+        self._requests: list[Request] = []
         self._origin = origin
-        self._allowed = ("data:", "blob:")
-        page.on("requestfinished", self._finished)
+        self._allowed = ("data:", "blob:", origin)
+        page.on("requestfinished", lambda request: self._requests.append(request))
 
-    async def _finished(self, request: Any) -> None:
-        if request.url.startswith(self._origin):
-            sizes = await request.sizes()
-            self.sizes.append(sizes["responseBodySize"])
-        elif not request.url.startswith(self._allowed):
-            self.foreign.append(request.url)
+    @property
+    def foreign(self) -> list[str]:
+        """Addresses elsewhere."""
+        return [one.url for one in self._requests if not one.url.startswith(self._allowed)]
 
-    def told(self) -> dict[str, int]:
-        return {"requests": len(self.sizes), "bytes": sum(self.sizes)}
+    async def told(self) -> dict[str, int]:
+        sizes = [await one.sizes() for one in self._requests if one.url.startswith(self._origin)]
+        return {"requests": len(sizes), "bytes": sum(size["responseBodySize"] for size in sizes)}
 
 
 async def widget(browser: Browser, home: Path) -> dict[str, Any]:
@@ -135,7 +151,7 @@ async def widget(browser: Browser, home: Path) -> dict[str, Any]:
     return {
         "idle": idle,
         "opened": opened,
-        "opening_ms": {"median": round(statistics.median(times), 1), "worst": round(max(times), 1)},
+        "opening_ms": told(times),
         f"answer_of_{TOKENS}_tokens": drawn,
     }
 
@@ -146,11 +162,12 @@ async def loaded(browser: Browser, address: str, origin: str) -> tuple[dict[str,
     traffic = Traffic(page, origin)
     await page.goto(address)
     await page.wait_for_load_state("networkidle")
-    idle = traffic.told()
-    await page.locator(".bubble").click()
+    idle = await traffic.told()
+    async with page.expect_response("**/api/chat/config*") as last:
+        await page.locator(".bubble").click()
+    await (await last.value).finished()
     await page.locator("#question").wait_for()
-    await page.wait_for_load_state("networkidle")
-    opened = traffic.told()
+    opened = await traffic.told()
     others = [url for url in traffic.foreign if not url.startswith(address)]
     if others:
         raise SystemExit(f"requests to other hosts: {others}")
@@ -205,34 +222,29 @@ async def drawing(browser: Browser, address: str) -> dict[str, Any]:
 
 
 async def dashboard(browser: Browser, home: Path) -> dict[str, Any]:
-    """First paint, and all numbers of the overview, from a cold page."""
-    settings = load_settings(DEFAULTS, home)
-    paints, fills = [], []
-    async with runner.started(settings, ["analytics"]) as running:
+    """First paint, and of each screen the time until its data stand there, from a cold page."""
+    settings = load_settings({**DEFAULTS, "MOGINE_EMBEDDER": "none"}, home)
+    paints: list[float] = []
+    fills: dict[str, list[float]] = {name: [] for name in SCREENS}
+    async with runner.started(settings, ["analytics", "kb"]) as running:
         base = running.url("analytics")
         for _ in range(ROUNDS):
             context = await browser.new_context()
             page = await context.new_page()
             await page.goto(f"{base}/dashboard/#link={open_sessions(running.settings).new_link()}")
             await page.locator(".tile").first.wait_for(timeout=60_000)
-            paints.append(
-                await page.evaluate(
-                    "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
-                )
-            )
-            await page.goto(f"{base}/dashboard/?days=90")
-            await page.locator(".tile").first.wait_for(timeout=60_000)
-            fills.append(await page.evaluate("() => performance.now()"))
+            for name, query in SCREENS.items():
+                await page.goto(f"{base}/dashboard/?{query}")
+                await page.locator("#content[aria-busy=false]").wait_for(timeout=60_000)
+                fills[name].append(await page.evaluate("() => performance.now()"))
+                paints.append(await page.evaluate(PAINT))
             await context.close()
         count = AnalyticsStore(settings.analytics_path).summary().rows
-    return {
-        "rows": count,
-        "first_paint_ms": round(statistics.median(paints), 1),
-        "numbers_of_90_days_ms": {
-            "median": round(statistics.median(fills), 1),
-            "worst": round(max(fills), 1),
-        },
-    }
+    return {"rows": count, "first_paint_ms": told(paints), **{name: told(ms) for name, ms in fills.items()}}
+
+
+def told(ms: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(ms), 1), "worst": round(max(ms), 1)}
 
 
 def build(home: Path, count: int) -> None:
@@ -244,7 +256,7 @@ def build(home: Path, count: int) -> None:
     upkeep.sum_up(store, before=upkeep.END_OF_TIME, sleep=lambda _: None)
 
 
-async def measure(home: Path | None, count: int) -> dict[str, Any]:
+async def measure(home: Path | None, count: int, only: str) -> dict[str, Any]:
     """All of it."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -252,15 +264,15 @@ async def measure(home: Path | None, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder)
         (own / "data").mkdir()
-        if home is None:
+        if home is None and only != "widget":
             await asyncio.to_thread(build, own, count)
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-            found = {
-                "machine": {**machine(), "chromium": browser.version},
-                "widget": await widget(browser, own),
-                "dashboard": await dashboard(browser, home or own),
-            }
+            found: dict[str, Any] = {"machine": {**machine(), "chromium": browser.version}}
+            if only != "dashboard":
+                found["widget"] = await widget(browser, own)
+            if only != "widget":
+                found["dashboard"] = await dashboard(browser, home or own)
             await browser.close()
     return found
 
@@ -271,8 +283,9 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=100_000, help="of the dashboard's record")
     parser.add_argument("--home", type=Path, help="a home whose data/analytics.db the dashboard shows")
+    parser.add_argument("--only", choices=("widget", "dashboard"), default="")
     options = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(options.home, options.rows)), indent=2))
+    print(json.dumps(asyncio.run(measure(options.home, options.rows, options.only)), indent=2))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from mogine.analytics.records import epoch_ms
 from mogine.analytics.rollups import QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
 from mogine.analytics.store import AnalyticsStore
-from mogine.analytics.tables import LISTED, Listing
+from mogine.analytics.tables import LISTED, Listing, state
 
 LOOK_S = 5.0
 END_OF_TIME = (1 << 63) - 1
@@ -71,11 +71,11 @@ def _sum(reader: Reader, since: datetime, until: datetime | None) -> float:
         "WHERE dimension IN ('all', 'bot') AND level = 0 AND slot >= ? AND slot < ?",
         (low // slot, high // slot),
     )
+    # One bound below: of two SQLite takes any, and would read every row of a month.
     (later,) = reader.one(
         "SELECT coalesce(sum(cost_cny), 0) FROM queries WHERE seq >= ? AND seq < ? "
-        "AND seq > coalesce((SELECT value FROM state WHERE name = 'summed_upto'), 0) "
         "AND seq NOT IN (SELECT seq FROM uncounted)",
-        (low, high),
+        (max(low, state(reader.connection)["summed_upto"] + 1), high),
     )
     (late,) = reader.one(
         "SELECT coalesce(sum(cost_cny), 0) FROM queries "

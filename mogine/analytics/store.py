@@ -703,23 +703,23 @@ def _found(
     """Keys of the rows that `selection` searches for, newest first."""
     connection = reader.connection
     wanted = search.Wanted.of(_text(selection.search, MAX_SEARCH_CHARS))
-    where, params = _where(selection)
     low = first_seq(selection.since) if selection.since else 0
     high = min(first_seq(selection.until) if selection.until else 2**63 - 1, before or 2**63 - 1)
     found: list[int] = []
 
-    def look(condition: str, *values: Any) -> Iterator[int]:
+    def look(condition: str, *values: Any, after: int | None = None) -> Iterator[int]:
         """Rows within `condition` that fit, newest first."""
+        where, params = _where(selection, after=after, before=before)
         rows = connection.execute(
             "SELECT q.seq, t.question, t.answer FROM queries q JOIN texts t ON t.seq = q.seq "  # noqa: S608
-            f"WHERE {where} AND q.seq < ? AND {condition} ORDER BY q.seq DESC",
-            [*params, high, *values],
+            f"WHERE {where} AND {condition} ORDER BY q.seq DESC",
+            [*params, *values],
         )
         return (seq for seq, question, answer in rows if wanted.fits(question, answer))
 
     # What is in no segment yet is read; it need not be the newest, rows of the spool come late.
     upto = state(connection)["sealed_upto"]
-    found += islice(look("q.seq > ?", upto), limit)
+    found += islice(look("1 = 1", after=upto), limit)
     found += islice(look("q.seq IN (SELECT seq FROM unindexed)"), limit)
     for segment, last in search.newest_first(connection, low, high):
         found.sort(reverse=True)

@@ -170,5 +170,5 @@ def _open_knowledge(settings: Settings) -> "KnowledgeBase | None":
     from mogine.kb.generations import Generations
     from mogine.kb.knowledge import KnowledgeBase
 
-    generation = Generations(settings.kb_path).current()
+    generation = Generations.of(settings).current()
     return KnowledgeBase(generation, open_embedder(settings), readers=1) if generation else None

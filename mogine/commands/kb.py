@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mogine.commands import console, kbcare, kbingest, kbtests
+from mogine.commands import console, kbcare, kbingest, kbshare, kbtests
 from mogine.commands.console import safe, safe_json, safe_line
 from mogine.commands.knowledge import open_kb, print_rows, tests_path
 from mogine.commands.shell import shell_of
@@ -23,7 +23,10 @@ app = typer.Typer(
 )
 
 app.add_typer(kbtests.app, name="test")
-for command in (kbingest.ingest, kbcare.generations, kbcare.rollback, kbcare.verify, kbcare.compact):
+for command in (
+    *(kbingest.ingest, kbcare.generations, kbcare.rollback, kbcare.verify, kbcare.compact),
+    *(kbshare.publish, kbshare.pull),
+):
     app.command()(command)
 
 EXCERPT_CHARS = 240
@@ -183,9 +186,7 @@ def remove(
     settings = shell.existing()
     tests = load_tests(tests_path(shell.home)) if gate is not kbingest.GateMode.OFF else []
     with closing(open_embedder(settings)) as embedder:
-        summary = take_out(
-            sources, Generations(settings.kb_path), embedder, gate=Gate(tuple(tests), gate.value)
-        )
+        summary = take_out(sources, Generations.of(settings), embedder, gate=Gate(tuple(tests), gate.value))
     if as_json:
         told = {
             "generation": summary.generation,
@@ -220,16 +221,23 @@ def _tell_removed(summary: "Summary") -> None:
 
 
 def _find(documents: "list[StoredDocument]", wanted: str, home: Path) -> "StoredDocument":
-    """By source, by id, or by the path of its file as seen from here. Raises NotFound."""
+    """By source, by id, by the path of its file as seen from here, or by a file name that only one has.
+
+    Raises NotFound.
+    """
     import difflib
 
     from mogine.ingest.find import source_of
 
     by_name = {name: d for d in documents for name in (d.id, d.source)}
     found = by_name.get(wanted) or by_name.get(source_of(Path(wanted).expanduser(), home))
+    if found is None and len(namesakes := [d for d in documents if d.source.endswith("/" + wanted)]) == 1:
+        return namesakes[0]
     if found is None:
         close = difflib.get_close_matches(wanted, [d.source for d in documents], n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "`mogine kb list` shows what there is"
+        hint = (
+            f"did you mean {safe_line(close[0], 200)}?" if close else "`mogine kb list` shows what there is"
+        )
         raise NotFound(f"there is no document {safe_line(wanted, 200)}; {hint}")
     return found
 

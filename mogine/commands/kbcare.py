@@ -26,7 +26,7 @@ def generations(ctx: typer.Context, as_json: AsJson = False) -> None:
     """
     from mogine.kb.generations import Generations
 
-    listed = Generations(shell_of(ctx).existing().kb_path).listed()
+    listed = Generations.of(shell_of(ctx).existing()).listed()
     if as_json:
         rows = []
         for kept in listed:
@@ -78,7 +78,7 @@ def rollback(
     """
     from mogine.kb.generations import Generations
 
-    generation = Generations(shell_of(ctx).existing().kb_path).rollback(name or None)
+    generation = Generations.of(shell_of(ctx).existing()).rollback(name or None)
     if as_json:
         typer.echo(safe_json({"generation": generation.name, "documents": generation.manifest.documents}))
         return
@@ -110,7 +110,7 @@ def verify(
     from mogine.kb.verify import SAMPLE
     from mogine.kb.verify import verify as check
 
-    home = Generations(shell_of(ctx).existing().kb_path)
+    home = Generations.of(shell_of(ctx).existing())
     generation = home.named(name) if name else home.current()
     if generation is None:
         raise NotFound("there is no generation yet; `mogine kb ingest ./docs` makes the first")
@@ -122,10 +122,13 @@ def verify(
         for finding in findings:
             console.out.print(f"{finding.part}: {safe_line(finding.detail)}")
         if findings:
-            console.err.print(
-                f"generation {generation.name} is damaged; `mogine kb rollback` goes back to the one before, "
+            remedy = (
+                "`mogine kb ingest ./docs` fills the Chroma server again"
+                if generation.manifest.collection and {f.part for f in findings} == {"vectors"}
+                else "`mogine kb rollback` goes back to the one before, "
                 "`mogine kb compact` writes it anew from what can be read"
             )
+            console.err.print(f"generation {generation.name} is damaged; {remedy}")
         else:
             console.out.print(
                 f"generation {generation.name} is whole: {generation.manifest.documents} documents, "
@@ -157,7 +160,7 @@ def compact(
     from mogine.kb.generations import Generations
 
     settings = shell_of(ctx).existing()
-    home = Generations(settings.kb_path)
+    home = Generations.of(settings)
     before = next((kept.bytes for kept in home.listed() if kept.is_current), 0)
     if not before:
         raise NotFound("there is no generation yet; `mogine kb ingest ./docs` makes the first")

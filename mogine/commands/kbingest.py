@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -23,9 +23,12 @@ from mogine.errors import Forbidden, Locked, MogineError, RequestError, Unreadab
 if TYPE_CHECKING:
     from mogine.ingest.pipeline import Summary
     from mogine.ingest.web import Web
+    from mogine.kb.embedders import Embedder
     from mogine.settings import Settings
 
 SHOWN_SKIPPED = 40
+SHOWN_NAMES = 3
+INTERRUPTED = 130
 WATCH_S = 1.0
 
 
@@ -85,7 +88,8 @@ def ingest(
             raise RequestError("--watch and --dry-run do not go together")
         _watch(order, settings, as_json=as_json)
         return
-    summary = take_in(order, settings)
+    with _telling_of_ctrl_c(settings):
+        summary = take_in(order, settings)
     _tell(summary, is_dry_run=dry_run, as_json=as_json)
     _settle_gaps(summary, settings)
     if summary.is_held_back:
@@ -104,8 +108,8 @@ class Order:
     is_dry_run: bool = False
 
 
-def take_in(order: Order, settings: "Settings") -> "Summary":
-    """Ingest into the home of `settings`, with a bar on the terminal."""
+def take_in(order: Order, settings: "Settings", embedder: "Embedder | None" = None) -> "Summary":
+    """Ingest into the home of `settings`, with a bar on the terminal; `embedder` is one that stays open."""
     from mogine.ingest.find import is_address
     from mogine.ingest.pipeline import SEEN_NAME, Gate, Progress, Summary, ingest
     from mogine.kb.embedders import open_embedder
@@ -116,12 +120,13 @@ def take_in(order: Order, settings: "Settings") -> "Summary":
     tests = load_tests(tests_path(settings.home)) if order.gate != "off" else []
     summary = Summary()
     with ExitStack() as stack:
+        model = embedder or stack.enter_context(closing(open_embedder(settings)))
         bar = stack.enter_context(_progress())
         web = stack.enter_context(closing(_open_web(urls, settings))) if urls else None
         steps = ingest(
             [Path(path).expanduser() for path in order.paths if path not in urls],
-            Generations(settings.kb_path),
-            open_embedder(settings),
+            Generations.of(settings),
+            model,
             base=settings.home,
             own=[settings.data_path],
             urls=urls,
@@ -154,82 +159,170 @@ def _open_web(urls: list[str], settings: "Settings") -> "Web":
     return web
 
 
+@contextmanager
+def _telling_of_ctrl_c(settings: "Settings") -> Iterator[None]:
+    """Ends with exit code 130 and says what an interrupted run has left: nothing, but for the last moment."""
+    from mogine.kb.generations import Generations
+
+    before = Generations(settings.kb_path).current_name()
+    try:
+        yield
+    except KeyboardInterrupt:
+        now = Generations(settings.kb_path).current_name()
+        console.err.print(
+            "interrupted; the knowledge base is as it was, and the next run takes over what was embedded"
+            if now == before
+            else f"interrupted when all was done: generation {now} serves"
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def _watch(order: Order, settings: "Settings", *, as_json: bool) -> None:
     """Take in, look for changes every second, and once they have come to rest take in again; until Ctrl-C."""
-    from mogine.ingest.find import find, is_address
+    from mogine.ingest.find import is_address
+    from mogine.kb.embedders import open_embedder
 
     paths = [Path(path).expanduser() for path in order.paths if not is_address(path)]
     if not paths:
         raise RequestError("--watch follows files and folders; no address tells when it changes")
+    with closing(open_embedder(settings)) as embedder:
+        watcher = _Watcher(order, settings, paths, embedder, as_json=as_json)
+        try:
+            while True:
+                watcher.look()
+                time.sleep(WATCH_S)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
-    def look() -> frozenset[tuple[str, int, int]]:
+
+class _Watcher:
+    """What `--watch` knows from one look to the next."""
+
+    def __init__(
+        self, order: Order, settings: "Settings", paths: list[Path], embedder: "Embedder", *, as_json: bool
+    ) -> None:
+        self._order = order
+        self._settings = settings
+        self._paths = paths
+        self._embedder = embedder
+        self._as_json = as_json
+        self._last = self._marks()
+        self._done: frozenset[tuple[str, int, int]] | None = None
+        self._problem = ""
+        self._skipped: frozenset[object] = frozenset()
+
+    def look(self) -> None:
+        """Take in what has changed since the last time, and has come to rest."""
+        try:
+            now = self._marks()
+            # Half-written files change again: only what stayed the same for a whole look is taken.
+            if now != self._done and now == self._last:
+                with _telling_of_ctrl_c(self._settings):
+                    summary = take_in(self._order, self._settings, self._embedder)
+                self._tell(summary)
+                self._done = now
+                self._order = replace(self._order, paths=tuple(str(path) for path in self._paths))
+            self._last = now
+        except (Locked, RequestError, UnreadableDocument) as error:
+            if error.message != self._problem:
+                console.err.print(f"mogine: {safe_line(error.message)}")
+            self._problem = error.message
+
+    def _marks(self) -> frozenset[tuple[str, int, int]]:
+        from mogine.ingest.find import find
+
         marks = []
-        for source, path in find(paths, settings.home, [settings.data_path]).files.items():
+        for source, path in find(self._paths, self._settings.home, [self._settings.data_path]).files.items():
             with suppress(OSError):
                 status = path.stat()
                 marks.append((source, status.st_size, status.st_mtime_ns))
         return frozenset(marks)
 
-    done: frozenset[tuple[str, int, int]] | None = None
-    last = look()
-    problem = ""
-    while True:
-        try:
-            now = look()
-            # Half-written files change again: only what stayed the same for a whole look is taken.
-            if now != done and now == last:
-                summary = take_in(order, settings)
-                done = now
-                order = replace(order, paths=tuple(str(path) for path in paths))
-                if summary.changes_anything or not problem:
-                    _tell(summary, is_dry_run=False, as_json=as_json)
-                    _settle_gaps(summary, settings)
-                problem = ""
-            last = now
-        except (Locked, RequestError, UnreadableDocument) as error:
-            if error.message != problem:
-                console.err.print(f"mogine: {safe_line(error.message)}")
-            problem = error.message
-        time.sleep(WATCH_S)
+    def _tell(self, summary: "Summary") -> None:
+        """All of it the first time, then a line for each change."""
+        if self._as_json or summary.is_held_back or self._done is None:
+            if summary.changes_anything or not self._problem:
+                _tell(summary, is_dry_run=False, as_json=self._as_json)
+            if self._done is None and not self._as_json:
+                names = ", ".join(safe_line(str(path), 100) for path in self._paths)
+                console.err.print(f"watching {names}; Ctrl-C ends")
+        else:
+            self._tell_change(summary)
+        self._problem = ""
+        self._skipped = frozenset(summary.skipped)
+        _settle_gaps(summary, self._settings)
+
+    def _tell_change(self, summary: "Summary") -> None:
+        at = time.strftime("%H:%M:%S")
+        for entry in summary.skipped:
+            if entry not in self._skipped:
+                console.err.print(f"{at}  {safe_line(entry.source, 120)} {safe_line(entry.reason)}")
+        if not summary.changes_anything:
+            return
+        parts = [
+            f"{name} {_some(sources)}"
+            for name in ("added", "changed", "removed")
+            if (sources := getattr(summary, name))
+        ]
+        console.out.print(
+            f"{at}  {'; '.join(parts)}  ({summary.documents_in_all} documents, "
+            f"{summary.passages_in_all} passages, generation {summary.generation}, {summary.seconds:.1f} s)"
+        )
+        if summary.verdict:
+            print_verdict(summary.verdict)
+
+
+def _some(sources: tuple[str, ...]) -> str:
+    """The first few of them."""
+    shown = ", ".join(safe_line(source, 120) for source in sources[:SHOWN_NAMES])
+    return f"{shown} and {len(sources) - SHOWN_NAMES} more" if len(sources) > SHOWN_NAMES else shown
 
 
 class _Bar:
     """What moves on a terminal while documents are taken in; does nothing in a pipe."""
 
-    def __init__(self, progress: Any) -> None:
+    def __init__(self, progress: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = progress
-        self._task = progress.add_task("reading", total=None, passages=0, rate="")
+        self._task = progress.add_task("reading", total=None, passages=0, rate="", left="")
         self._passages = 0
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock()
+        self._first: int | None = None
+        self._done = 0
+        self._total = 0
 
     def move(self, done: int, total: int, source: str) -> None:
+        if self._first is None:
+            self._first = done
+        self._done, self._total = done, total
         what = safe_line(source, 40) if source else "finishing"
         self._progress.update(self._task, completed=done, total=total, description=what)
 
     def embedded(self, count: int) -> None:
+        """The time that is left is told from here on: reading alone goes fast and says nothing of it."""
         self._passages += count
-        rate = self._passages / max(0.1, time.monotonic() - self._started)
-        self._progress.update(self._task, passages=self._passages, rate=f"{rate:.0f}/s")
+        spent = max(0.1, self._clock() - self._started)
+        through = self._done - (self._first or 0)
+        left = f"{_minutes(spent / through * (self._total - self._done))} left" if through > 0 else ""
+        self._progress.update(
+            self._task, passages=self._passages, rate=f"{self._passages / spent:.0f}/s", left=left
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 @contextmanager
 def _progress() -> Iterator[_Bar]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[passages]} passages {task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.description}", markup=False),
     )
     with Progress(
@@ -282,7 +375,9 @@ def _print_counts(summary: "Summary") -> None:
         console.out.print("nothing was changed; this is what was to be:")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in ("added", "changed", "unchanged", "removed", "skipped"):
-        table.add_row(name, str(len(getattr(summary, name))))
+        entries = getattr(summary, name)
+        is_told = name != "skipped" and 0 < len(entries) <= SHOWN_NAMES
+        table.add_row(name, str(len(entries)), _some(entries) if is_told else "")
     console.out.print(table)
     if not summary.is_held_back:
         console.out.print(
@@ -300,6 +395,8 @@ def _print_summary(summary: "Summary", *, is_dry_run: bool) -> None:
         _print_counts(summary)
     if summary.re_embedded:
         console.err.print("the embedder has changed, so every passage was embedded again")
+    if not summary.took_anything and len(summary.skipped) <= SHOWN_NAMES:
+        return  # the error names each of them
     if summary.skipped or summary.notes:
         table = Table("file", "why", title="not taken, or not all of it", title_justify="left", box=None)
         entries = (*summary.notes, *summary.skipped)

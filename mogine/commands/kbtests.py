@@ -9,11 +9,11 @@ import typer
 from mogine.commands import console
 from mogine.commands.console import safe_json, safe_line
 from mogine.commands.knowledge import open_kb, print_rows, tests_path
-from mogine.commands.shell import shell_of
-from mogine.errors import NotFound, StoreError
+from mogine.commands.shell import Shell, shell_of
+from mogine.errors import NotFound, RequestError, StoreError
 
 if TYPE_CHECKING:
-    from mogine.kb.gate import Outcome, Verdict
+    from mogine.kb.gate import KbTest, Outcome, Verdict
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -107,10 +107,27 @@ def add(
 
     shell = shell_of(ctx)
     shell.existing()
+    if not document.strip() and not contains.strip():
+        raise RequestError("say what must be found: --document, --contains, or both")
     fields = {"question": question, "document": document, "contains": contains, "top_k": top_k}
     path = tests_path(shell.home)
-    is_new = add_test(path, test_from(fields))
+    test = test_from(fields)
+    is_new = add_test(path, test)
     console.err.print(f"added to {path}" if is_new else f"{path} has this test already")
+    if test.document and not _is_there(shell, test):
+        console.err.print(
+            f"warning: there is no document {safe_line(test.document, 200)}, so the test fails until it is "
+            "taken in; `mogine kb list` shows what there is"
+        )
+
+
+def _is_there(shell: Shell, test: "KbTest") -> bool:
+    """Whether the knowledge base has the document that a test expects."""
+    try:
+        with open_kb(shell, embeds=False) as kb:
+            return any(test.names(document.source, document.url) for document in kb.documents())
+    except NotFound:
+        return False
 
 
 def verdict_dict(verdict: "Verdict") -> dict[str, Any]:

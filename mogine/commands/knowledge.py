@@ -26,7 +26,7 @@ def open_kb(shell: Shell, *, embeds: bool) -> Iterator["KnowledgeBase"]:
     from mogine.kb.manifest import check_files
 
     settings: Settings = shell.existing()
-    generation = Generations(settings.kb_path).current()
+    generation = Generations.of(settings).current()
     if generation is None:
         raise NotFound(f"the knowledge base of {shell.home} is empty; `mogine kb ingest ./docs` fills it")
     check_files(generation)

@@ -178,7 +178,7 @@ def _documents(settings: Settings) -> str:
     from mogine.kb.generations import Generations
 
     try:
-        generation = Generations(settings.kb_path).current()
+        generation = Generations.of(settings).current()
     except MogineError as error:
         return error.message
     if generation is None:

@@ -22,7 +22,7 @@ from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore, open_store
 from mogine.doctor import machines
 from mogine.doctor.line import Line, error, ok, warning
-from mogine.errors import MogineError
+from mogine.errors import MogineError, Unavailable
 from mogine.kb.embedders import open_embedder
 from mogine.kb.gate import TESTS_NAME, load_tests, run_tests
 from mogine.kb.generations import Generations
@@ -337,7 +337,7 @@ def knowledge(house: House) -> Iterator[Line]:
     """What serves is whole and not too old, the model loads, and the tests pass."""
     s = house.settings
     try:
-        generation = Generations(s.kb_path).current()
+        generation = Generations.of(s).current()
     except MogineError as problem:
         yield error(
             "knowledge", problem.message, "`mogine kb rollback`, or a fresh `mogine kb ingest ./docs`"
@@ -348,6 +348,11 @@ def knowledge(house: House) -> Iterator[Line]:
         return
     yield from _generation(house, generation)
     yield from _asked(s, generation)
+
+
+def chroma(house: House) -> Iterator[Line]:
+    """Where a Chroma server has the vectors: it answers, and has them."""
+    yield from machines.chroma(house.settings)
 
 
 def _generation(house: House, generation: Generation) -> Iterator[Line]:
@@ -386,6 +391,9 @@ def _asked(s: Settings, generation: Generation) -> Iterator[Line]:
         yield ok("embedder", f"{embedder.name} is ready in {took_ms:.0f} ms")
         tests = load_tests(s.home / TESTS_NAME)
         failed = [outcome.test.question for outcome in run_tests(base, tests) if not outcome.passed]
+    except Unavailable as problem:
+        yield error("kb tests", problem.message, "see the line about chroma")
+        return
     except MogineError as problem:
         yield error("kb tests", problem.message, f"correct {s.home / TESTS_NAME}")
         return
@@ -466,8 +474,8 @@ def descriptors(house: House) -> Iterator[Line]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, disk, backups),
-    *(descriptors, redis),
+    *(versions, settings, site, files, keys, servers, database, cleanup, budget, knowledge, chroma, disk),
+    *(backups, descriptors, redis),
 )
 
 

@@ -430,7 +430,7 @@ def open_gaps(settings: Settings) -> Gaps:
     """The gaps of a home."""
     return Gaps(
         open_store(settings),
-        Generations(settings.kb_path),
+        Generations.of(settings),
         settings.home / TESTS_NAME,
         lambda: open_embedder(settings),
     )

@@ -20,7 +20,7 @@ _SETEXT = re.compile(r"\s{0,3}(=+|-{2,})[ \t]*$")
 _RULE = re.compile(r"\s{0,3}(?:-[ \t]*){3,}$|\s{0,3}(?:\*[ \t]*){3,}$|\s{0,3}(?:_[ \t]*){3,}$")
 _FENCE = re.compile(r"\s{0,3}(```+|~~~+)")
 _TABLE_RULE = re.compile(r"\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?)?$")
-_ESCAPED = re.compile(r"^(\s{0,3})\\(?=[#`~*=-])", re.M)
+_ESCAPED = re.compile(r"^([ \t]{0,3})\\(?=[#`~*=-])", re.M)
 # Where a text may be cut, best first: sentences, clauses, words.
 _ENDS = (
     re.compile(

@@ -102,7 +102,7 @@ def main() -> None:
 def _work(fields: dict[str, Any]) -> Outcome:
     kb = KnowledgeSettings(**_with_tuples(fields["kb"]))
     settings = Settings(home=Path(fields["home"]), kb=kb)
-    generations = Generations(settings.kb_path)
+    generations = Generations.of(settings)
     gate = _gate(settings.home / TESTS_NAME)
     with closing(open_embedder(settings)) as embedder:
         if fields["add"]:

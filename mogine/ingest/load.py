@@ -62,7 +62,7 @@ _UNWANTED = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\u
 
 
 # Part of every digest: raised when loaders or chunking give other passages, so that all is taken in anew.
-_VERSION = b"mogine 2\x00"
+_VERSION = b"mogine 3\x00"
 
 
 def digest_of(data: bytes) -> str:

@@ -1,7 +1,7 @@
 """Pages of a web site, fetched politely and never from where no visitor could get: one host, public, https.
 
-The name is resolved once, every address it has is checked, and the connection goes to the one checked; each
-redirect begins anew. Nothing a page says makes anything else be fetched.
+The name is resolved once, every address it has is checked, and the connection goes to the first of those
+checked that takes it; each redirect begins anew. Nothing a page says makes anything else be fetched.
 """
 
 import html
@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import httpx
@@ -28,6 +27,7 @@ MAX_PAGE_BYTES = 10 * 1024**2
 MAX_PAGES = 2000
 _MAX_SITEMAPS = 50
 _MAX_REDIRECTS = 5
+_MAX_ADDRESSES = 8
 _MAX_URL_CHARS = 2000
 _MAX_WAIT_S = 30.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -211,33 +211,52 @@ class Web:
         raise NotTaken(f"leads from address to address more than {_MAX_REDIRECTS} times")
 
     def _ask(self, url: str, pause_s: float, limit: int) -> tuple[_Answer, str, float]:
+        """Of the first of the host's addresses that takes a connection; all have been checked."""
         parts = urlsplit(url)
         host = parts.hostname or ""
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        address = self._address(host, port)
+        addresses = self._addresses(host, parts.port or {"http": 80, "https": 443}[parts.scheme])
         self._pause(host, pause_s)
+        deadline = self._clock() + self._timeout_s
+        for number, address in enumerate(addresses, start=1):
+            rest_s = max(0.1, deadline - self._clock())
+            is_last = number == len(addresses)
+            # One that swallows what is sent to it leaves time for the others.
+            timeout = httpx.Timeout(rest_s, connect=rest_s if is_last else rest_s / 2)
+            try:
+                return self._ask_at(address, url, timeout, limit, deadline)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                if is_last or _is_untrusted(error):
+                    raise self._not_reached(error) from error
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+                raise self._not_reached(error) from error
+            finally:
+                self._client.cookies.clear()
+                self._asked[host] = self._clock()
+        raise AssertionError("a name that was found has an address")
+
+    def _ask_at(
+        self, address: str, url: str, timeout: httpx.Timeout, limit: int, deadline: float
+    ) -> tuple[_Answer, str, float]:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         place = f"[{address}]" if ":" in address else address
         pinned = urlunsplit((parts.scheme, f"{place}:{port}", parts.path, parts.query, ""))
-        deadline = self._clock() + self._timeout_s
-        try:
-            with self._client.stream(
-                "GET",
-                pinned,
-                headers={"Host": parts.netloc},
-                timeout=self._timeout_s,
-                extensions={"sni_hostname": host},
-            ) as response:
-                data = self._body(response, limit, deadline)
-        except httpx.TimeoutException as error:
-            raise NotTaken(f"did not answer within {self._timeout_s:g} seconds") from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise NotTaken(f"cannot be reached ({_why(error)})") from error
-        finally:
-            self._client.cookies.clear()
-            self._asked[host] = self._clock()
+        with self._client.stream(
+            "GET",
+            pinned,
+            headers={"Host": parts.netloc},
+            timeout=timeout,
+            extensions={"sni_hostname": parts.hostname},
+        ) as response:
+            data = self._body(response, limit, deadline)
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         answer = _Answer(url, response.status_code, kind, data)
         return answer, response.headers.get("Location", ""), _seconds(response.headers.get("Retry-After"))
+
+    def _not_reached(self, error: Exception) -> NotTaken:
+        if isinstance(error, httpx.TimeoutException):
+            return NotTaken(f"did not answer within {self._timeout_s:g} seconds")
+        return NotTaken(f"cannot be reached ({_why(error)})")
 
     def _body(self, response: httpx.Response, limit: int, deadline: float) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
@@ -251,8 +270,8 @@ class Web:
                 raise NotTaken(f"took longer than {self._timeout_s:g} seconds")
         return bytes(received)
 
-    def _address(self, host: str, port: int) -> str:
-        """The checked address to connect to. Raises NotTaken, Forbidden."""
+    def _addresses(self, host: str, port: int) -> list[str]:
+        """The checked addresses to connect to, at least one. Raises NotTaken, Forbidden."""
         try:
             found = self._resolve(host, port)
         except OSError as error:
@@ -263,7 +282,7 @@ class Web:
             raise _forbidden(
                 "leads into a private network; name its host in MOGINE_INGEST_HOSTS if it is yours"
             )
-        return found[0].partition("%")[0]
+        return [address.partition("%")[0] for address in found[:_MAX_ADDRESSES]]
 
     def _pause(self, host: str, pause_s: float) -> None:
         if host in self._asked:
@@ -335,12 +354,17 @@ def _seconds(value: str | None) -> float:
 
 
 def _why(error: Exception) -> str:
-    cause: Any = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            return "its TLS certificate is not trusted"
-        cause = cause.__cause__ or cause.__context__
+    if _is_untrusted(error):
+        return "its TLS certificate is not trusted"
     return "no proper answer" if isinstance(error, httpx.RemoteProtocolError) else "no connection"
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _forbidden(message: str) -> Forbidden:

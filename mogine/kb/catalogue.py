@@ -73,6 +73,10 @@ class CatalogueWriter:
         )
         self._db.execute("DELETE FROM documents WHERE source = ?", (source,))
 
+    def numbers(self) -> set[int]:
+        """Of all passages."""
+        return {number for (number,) in self._db.execute("SELECT number FROM passages")}
+
     def counts(self) -> tuple[int, int]:
         """Documents and passages."""
         row = self._db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM passages)")

@@ -1,19 +1,22 @@
 """The next generation while it is written: a copy of the current one with its changes, or all anew."""
 
 import json
+import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from mogine.errors import MogineError, StoreError
+from mogine.errors import StoreError, Unavailable
 from mogine.kb.catalogue import CatalogueWriter, read_documents, read_sources
+from mogine.kb.chroma import ROWS_S, ChromaServer, Collection, Missing, NewCollection, Target
 from mogine.kb.embedders import Embedder, NoEmbedder, Vectors
 from mogine.kb.lexical import TERMS, LexicalWriter
 from mogine.kb.manifest import (
@@ -29,15 +32,19 @@ from mogine.kb.rounded import RoundedWriter
 from mogine.kb.texts import create_texts, open_for_reading, open_for_writing
 from mogine.kb.vectors import VECTORS_NAME, VectorIndex
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 _EMBED_AT_ONCE = 32
 _TAKE_OVER_AT_ONCE = 2000
+_UNCHANGED = "The knowledge base is as it was before"
 
 
 class Draft:
     """The next generation while it is built. Nothing is copied before the first change.
 
     When the current generation has vectors of another embedder, all its passages are embedded anew.
+    `target` names the Chroma server and the collection for its vectors; without, they are in its folder.
     """
 
     def __init__(
@@ -47,12 +54,15 @@ class Draft:
         current: Generation | None,
         embedder: Embedder,
         publish: Callable[[str], None],
+        target: Target | None = None,
     ) -> None:
         self._path = path
         self._name = name
         self._current = current
         self._publish = publish
         self._embedder = embedder
+        self._target = target if embedder.name != NoEmbedder.name else None
+        self._made: Target | None = None
         self._work: _Work | None = None
         self._finished: Generation | None = None
         self._sources: dict[str, str] | None = None
@@ -60,11 +70,33 @@ class Draft:
     @property
     def renews(self) -> bool:
         """Whether a commit writes everything anew, though no document has changed: the embedder is another
-        one, or words are cut into other terms than those of the current keyword index.
+        one, words are cut into other terms than those of the current keyword index, or the vectors move to
+        a Chroma server or back, or are not there any more. Raises Unavailable when the server is away.
         """
-        return self.re_embeds or (
-            self._current is not None and self._current.manifest.versions.get("terms", TERMS) != TERMS
+        return self._current is not None and (
+            self.re_embeds
+            or self._current.manifest.versions.get("terms", TERMS) != TERMS
+            or (self._current.manifest.dimensions > 0 and self._moves)
+            or self._vectors_left < self._current.manifest.passages
         )
+
+    @property
+    def _moves(self) -> bool:
+        return self._current is not None and bool(self._current.manifest.collection) != bool(self._target)
+
+    @cached_property
+    def _vectors_left(self) -> float:
+        """How many the Chroma server has of the current generation; of those in a folder, enough."""
+        current = self._current
+        if current is None or not current.manifest.collection:
+            return float("inf")
+        if current.chroma is None:
+            return 0
+        with closing(Collection(current.chroma, current.manifest.collection, timeout_s=ROWS_S)) as vectors:
+            try:
+                return vectors.count()
+            except Missing:
+                return 0
 
     @property
     def re_embeds(self) -> bool:
@@ -119,9 +151,12 @@ class Draft:
         """
         if self.finish() is None and self._current is not None:
             return self._current.name
-        with self._told():
+        try:
             self._publish(self._name)
-            return self._name
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._made = None
+        return self._name
 
     def discard(self) -> None:
         """Gives everything back; after a commit there is nothing to give."""
@@ -129,48 +164,67 @@ class Draft:
             self._work.close()
             self._work = None
         shutil.rmtree(self._path, ignore_errors=True)
+        if self._made is not None:
+            try:
+                with closing(ChromaServer(self._made.chroma)) as server:
+                    server.delete(self._made.name)
+            except Unavailable as error:
+                log.warning("its collection stays until the next ingest: %s", error.message)
 
     def _open(self, *, anew: bool = False) -> "_Work":
         if self._finished is not None:
             raise AssertionError("a finished draft takes no change")
         if self._work is None:
             path = self._path
+            self._made = self._target
             if self._current is None or self.renews or anew:
                 path.mkdir(mode=0o700)
                 create_texts(path)
-                self._work = _Work(path, self._embedder)
+                self._work = _Work(path, self._embedder, self._target)
                 if self._current is not None:
                     damaged = any(VECTORS_NAME in entry for entry in damaged_files(self._current))
-                    self._work.take_over(self._current, with_vectors=not self.re_embeds and not damaged)
+                    usable = not self.re_embeds and not damaged and self._vectors_left > 0
+                    self._work.take_over(self._current, with_vectors=usable)
             else:
                 copy_files(self._current, path)
-                self._work = _Work(path, self._embedder, self._current)
+                self._work = _Work(path, self._embedder, self._target, self._current)
         return self._work
 
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except MogineError:
-            raise
+        except StoreError as error:
+            raise StoreError(f"{error.message}. {_UNCHANGED}") from error
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"{self._path} cannot be written ({error}); look at the disk's free "
-                "space. The knowledge base is as it was before"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> StoreError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return StoreError(
+            f"{self._path} cannot be written ({reason}); look at the disk's free space. {_UNCHANGED}"
+        )
 
 
 class _Work:
     """What is open while a draft is written. `copied` is the generation it began as, None for a new one."""
 
-    def __init__(self, path: Path, embedder: Embedder, copied: Generation | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        embedder: Embedder,
+        target: Target | None,
+        copied: Generation | None = None,
+    ) -> None:
         self._path = path
         self._embedder = embedder
         self._copied = copied
         self._db = open_for_writing(path)
-        self._vectors: VectorIndex | None = None
+        self._vectors: VectorIndex | NewCollection | None = None
         try:
-            if embedder.name != NoEmbedder.name:
+            if target is not None:
+                self._vectors = NewCollection(target)
+            elif embedder.name != NoEmbedder.name:
                 self._vectors = VectorIndex(path, create=copied is None)
             self._catalogue = CatalogueWriter(self._db)
             self._lexical = LexicalWriter(self._db)
@@ -208,7 +262,7 @@ class _Work:
 
     def take_over(self, old: Generation, *, with_vectors: bool) -> None:
         """Every document of another generation; a vector that it lacks is embedded."""
-        vectors = VectorIndex(old.path) if with_vectors and self._vectors else None
+        vectors = old.open_vectors(timeout_s=ROWS_S) if with_vectors and self._vectors else None
         try:
             with closing(open_for_reading(old.path)) as db:
                 moved: list[tuple[int, int, str]] = []
@@ -225,7 +279,7 @@ class _Work:
             if vectors:
                 vectors.close()
 
-    def _move(self, moved: Sequence[tuple[int, int, str]], vectors: VectorIndex | None) -> None:
+    def _move(self, moved: Sequence[tuple[int, int, str]], vectors: VectorIndex | Collection | None) -> None:
         known = vectors.vectors([old_number for _, old_number, _ in moved]) if vectors else {}
         ready = [(number, known[old_number]) for number, old_number, _ in moved if old_number in known]
         if ready:
@@ -236,6 +290,11 @@ class _Work:
     def finish(self) -> Manifest:
         """Writes what is left, the manifest too, and closes."""
         self._embed()
+        collection = ""
+        if isinstance(self._vectors, NewCollection):
+            collection = self._vectors.name
+            if self._copied:
+                self._carry_over(self._copied, self._vectors)
         self._lexical.finish()
         self._db.execute("COMMIT")
         documents, passages = self._catalogue.counts()
@@ -252,11 +311,25 @@ class _Work:
                 "sqlite": sqlite3.sqlite_version,
                 "terms": TERMS,
             },
+            collection=collection,
         )
         self.close()
         manifest = replace(manifest, checksums=checksums(self._path, self._copied))
         (self._path / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), "utf-8")
         return manifest
+
+    def _carry_over(self, old: Generation, vectors: NewCollection) -> None:
+        """What has not changed goes from one collection to the next; the server itself cannot copy."""
+        left = sorted(self._catalogue.numbers() - vectors.added)
+        with closing(old.open_vectors(timeout_s=ROWS_S)) as before:
+            for start in range(0, len(left), _TAKE_OVER_AT_ONCE):
+                numbers = left[start : start + _TAKE_OVER_AT_ONCE]
+                known = before.vectors(numbers)
+                if len(known) < len(numbers):
+                    raise StoreError(
+                        f"the Chroma server has lost vectors of {old.name} meanwhile; ingest again"
+                    )
+                vectors.add(numbers, np.array([known[number] for number in numbers]))
 
     def close(self) -> None:
         self._db.close()

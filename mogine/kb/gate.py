@@ -41,9 +41,12 @@ class KbTest:
     def is_met_by(self, hit: Hit) -> bool:
         """Whether this passage is what was expected."""
         passage = hit.passage
-        names = (passage.source, passage.url, document_id(passage.source))
-        is_document = self.document in names or passage.source.endswith("/" + self.document)
-        return (not self.document or is_document) and _plain(self.contains) in _plain(passage.text)
+        is_document = not self.document or self.names(passage.source, passage.url)
+        return is_document and _plain(self.contains) in _plain(passage.text)
+
+    def names(self, source: str, url: str) -> bool:
+        """Whether `document` is the one with this source and address."""
+        return self.document in (source, url, document_id(source)) or source.endswith("/" + self.document)
 
     def to_dict(self) -> dict[str, Any]:
         """The object of its line; what is left at its default is left out."""

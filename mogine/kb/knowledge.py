@@ -1,19 +1,20 @@
 """The read side of one generation: finds passages by meaning and by words, and adds both up."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Literal, get_args
 
 from mogine.errors import RequestError, Unavailable
 from mogine.kb.catalogue import Catalogue
+from mogine.kb.chroma import Collection
 from mogine.kb.embedders import Embedder, NoEmbedder
-from mogine.kb.lexical import LexicalIndex
+from mogine.kb.lexical import LexicalIndex, shares_of_words
 from mogine.kb.manifest import Generation
 from mogine.kb.passages import Hit, Passage, StoredDocument, language
 from mogine.kb.rounded import RoundedVectors
 from mogine.kb.texts import MAX_READERS, Readers
-from mogine.kb.vectors import VectorIndex
 
 Mode = Literal["hybrid", "vector", "keyword"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -28,6 +29,9 @@ _LENT_AT_MOST = 0.15
 # And it is lent only to one whose cosine comes that near to the best of the question's own language: to what
 # may be the answer, not to everything that is written in the other language.
 _LENT_WITHIN = 0.1
+# The best are looked at once more: which of them has those of the question's words that tell them apart.
+_LOOKED_AT_AGAIN = 20
+_WORDS_WEIGHT = 0.1
 
 
 def _always() -> bool:
@@ -58,7 +62,7 @@ class KnowledgeBase:
         self._readers = Readers(generation.path, readers)
         try:
             has_vectors = manifest.dimensions > 0 and embedder.name != NoEmbedder.name
-            self._vectors = VectorIndex(generation.path) if has_vectors else None
+            self._vectors = generation.open_vectors() if has_vectors else None
         except BaseException:
             self._readers.close()
             raise
@@ -71,11 +75,23 @@ class KnowledgeBase:
         """The generation's."""
         return self.generation.name
 
+    @property
+    def problem(self) -> str:
+        """Why the vectors cannot be asked, when a Chroma server has them; "" when they can."""
+        return self._vectors.problem if isinstance(self._vectors, Collection) else ""
+
+    def look_again(self) -> None:
+        """Finds out whether a Chroma server that failed is back. Raises Unavailable when it is not."""
+        if isinstance(self._vectors, Collection):
+            self._vectors.look_again()
+
     def warm(self) -> None:
-        """Pays now what the first search would pay: the index is read from disk."""
+        """Pays now what the first search would pay: the index is read from disk. Raises Unavailable when a
+        Chroma server has it and does not answer; searches by words work all the same.
+        """
+        self._lexical.search("mogine", 1)
         if self._vectors:
             self._vectors.warm(self.generation.manifest.dimensions)
-        self._lexical.search("mogine", 1)
 
     def search(
         self, query: str, top_k: int = 3, mode: Mode = "hybrid", *, is_wanted: Callable[[], bool] = _always
@@ -84,7 +100,7 @@ class KnowledgeBase:
 
         Ends with CancelledError as soon as `is_wanted` says no; it is asked between the steps.
         Without vectors `hybrid` is `keyword`, and `vector` is refused. Raises RequestError, StoreError,
-        and UpstreamError when an embedder elsewhere fails.
+        UpstreamError when an embedder elsewhere fails, Unavailable when a Chroma server does.
         """
         _go_on(is_wanted)
         if mode == "vector" and self._vectors is None:
@@ -105,9 +121,14 @@ class KnowledgeBase:
                 known = self._rounded if self._rounded.exist else self._vectors
                 cosines = {**nearest, **known.cosines(vector, missing)}
                 scores = self._fuse(query, cosines, shares)
-        best = sorted(scores, key=lambda number: (-scores[number], number))[:top_k]
+        is_fused = mode == "hybrid" and self._vectors is not None
+        best = sorted(scores, key=lambda number: (-scores[number], number))
+        best = best[: max(top_k, _LOOKED_AT_AGAIN) if is_fused else top_k]
         passages = self._catalogue.passages(best)
-        return [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
+        hits = [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
+        if is_fused:
+            hits = self._told_apart(query, best, hits)
+        return hits[:top_k]
 
     def documents(self) -> list[StoredDocument]:
         return self._catalogue.documents()
@@ -146,3 +167,23 @@ class KnowledgeBase:
             for is_lent in [languages[number] != asked and cosine >= near]
             for share in [max(shares.get(number, 0.0), lent if is_lent else 0.0)]
         }
+
+    def _told_apart(self, query: str, numbers: Sequence[int], hits: Sequence[Hit]) -> list[Hit]:
+        """The hits in a better order. The scores stay where they are: what is noise was measured on them."""
+        first = hits[:_LOOKED_AT_AGAIN]
+        asked = language(query)
+        languages = self._catalogue.languages(numbers[: len(first)])
+        is_own = [languages[number] == asked for number in numbers[: len(first)]]
+        shares = shares_of_words(query, [hit.passage.searchable for hit in first])
+        of_own = [share for share, own in zip(shares, is_own, strict=True) if own]
+        # It cannot have the question's words: it keeps its distance to the others on average.
+        lent = sum(of_own) / len(of_own) if of_own else 0.0
+        weighed = [
+            hit.score + _WORDS_WEIGHT * (share if own else max(share, lent))
+            for hit, share, own in zip(first, shares, is_own, strict=True)
+        ]
+        order = sorted(range(len(first)), key=lambda index: -weighed[index])
+        return [
+            *(replace(hit, passage=first[index].passage) for hit, index in zip(first, order, strict=True)),
+            *hits[_LOOKED_AT_AGAIN:],
+        ]

@@ -7,7 +7,7 @@ import re
 import sqlite3
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -31,6 +31,8 @@ _MAX_TERM_CHARS = 40
 _MIN_SLIP_CHARS = 6
 _MAX_SLIPS = 3
 _PLAIN = re.compile("[a-z]+")
+# Of a pair of characters in Simplified and Traditional form.
+_MAX_SPELLINGS = 12
 
 _KANA_AND_HANGUL = "\u3041-\u30ff\u31f0-\u31ff\u1100-\u11ff\uac00-\ud7af"
 # A run of Han and the like; words and numbers joined by one mark, as in XJ-200 and 7,200; a word.
@@ -65,6 +67,17 @@ def _read_simplified() -> dict[int, str]:
 
 
 _SIMPLIFIED = _read_simplified()
+
+
+def _read_written() -> dict[str, str]:
+    """A Simplified character to all that are written for it, itself first."""
+    written: dict[str, str] = {}
+    for number, simplified in _SIMPLIFIED.items():
+        written[simplified] = written.get(simplified, simplified) + chr(number)
+    return written
+
+
+_WRITTEN = _read_written()
 
 
 def terms(text: str) -> Iterator[str]:
@@ -137,6 +150,34 @@ _STEMMED_STOP_WORDS = _STOP_WORDS | frozenset(_stem(word) for word in _STOP_WORD
 
 def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").translate(_SIMPLIFIED)
+
+
+def shares_of_words(question: str, texts: Sequence[str]) -> list[float]:
+    """How much of what is asked stands in each of `texts` (0-1), by the words that tell these texts apart: a
+    word that stands in all of them weighs nothing, however rare it is elsewhere.
+    """
+    lowered = [text.lower() for text in texts]
+    found = [[stands_in(text) for text in lowered] for stands_in in map(_finder, question_terms(question))]
+    weights = [math.log((len(texts) + 0.5) / (sum(row) + 0.5)) for row in found]
+    whole = sum(weights) or 1.0
+    return [
+        sum(weight for weight, row in zip(weights, found, strict=True) if row[index]) / whole
+        for index in range(len(texts))
+    ]
+
+
+def _finder(term: str) -> Callable[[str], bool]:
+    """Whether a term stands in a text as it was written, in lower case; to fold the texts of every search
+    would cost more than the search of all words does."""
+    if term.isascii():
+        # A stem in y has become one in i: compani is company.
+        begins = re.compile(f"(?<![a-z0-9]){re.escape(term.removesuffix('i') or term)}")
+        return lambda text: begins.search(text) is not None
+    choices = itertools.product(*(_WRITTEN.get(character, character) for character in term))
+    spellings = ["".join(choice) for choice in itertools.islice(choices, _MAX_SPELLINGS)]
+    if len(spellings) == 1:
+        return lambda text: term in text
+    return lambda text: any(spelling in text for spelling in spellings)
 
 
 def _read_sayings() -> tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]:

@@ -4,15 +4,17 @@ import re
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from mogine.errors import StoreError
+from mogine.errors import StoreError, Unavailable
 from mogine.kb.catalogue import read_sources
+from mogine.kb.chroma import Chroma, Collection
 from mogine.kb.texts import open_for_reading
+from mogine.kb.vectors import VectorIndex
 
 MANIFEST_NAME = "manifest.json"
 _BLOCK_BYTES = 1024 * 1024
@@ -23,7 +25,8 @@ class Manifest:
     """What a generation says about itself.
 
     `versions` are those of what wrote it. `checksums` tell of every file that opening it does not change
-    (Chroma notes each opening in its own database).
+    (Chroma notes each opening in its own database). `collection` is where the vectors are on a Chroma
+    server; "" when they are in the generation's own folder.
     """
 
     format: int
@@ -34,15 +37,30 @@ class Manifest:
     created_at: str
     versions: Mapping[str, str]
     checksums: Mapping[str, int] = field(default_factory=dict)
+    collection: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One complete knowledge base."""
+    """One complete knowledge base. `chroma` is this machine's way to its vectors when a server has them."""
 
     name: str
     path: Path
     manifest: Manifest
+    chroma: Chroma | None = None
+
+    def open_vectors(self, *, timeout_s: float | None = None) -> VectorIndex | Collection:
+        """Where the vectors are. Raises StoreError, and Unavailable when no setting says where."""
+        name = self.manifest.collection
+        if not name:
+            return VectorIndex(self.path)
+        if self.chroma is None:
+            raise Unavailable(
+                "the vectors of the knowledge base are in a Chroma server, and MOGINE_CHROMA_URL is not set: "
+                "set it, or run `mogine kb ingest ./docs` to have them here",
+                reason="kb_unavailable",
+            )
+        return Collection(self.chroma, name, timeout_s=timeout_s)
 
 
 def check_files(generation: Generation) -> None:
@@ -94,13 +112,17 @@ def checksums(folder: Path, copied: Generation | None = None) -> dict[str, int]:
     A file that has not been touched since it was `copied` from another generation is not read again.
     """
     sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and _stays(path, folder):
-            name = path.relative_to(folder).as_posix()
-            known = copied.manifest.checksums.get(name) if copied else None
-            is_same = copied is not None and known is not None and _mark(path) == _mark(copied.path / name)
-            sums[name] = known if is_same and known is not None else _crc32(path)
+    for path in lasting_files(folder):
+        name = path.relative_to(folder).as_posix()
+        known = copied.manifest.checksums.get(name) if copied else None
+        is_same = copied is not None and known is not None and _mark(path) == _mark(copied.path / name)
+        sums[name] = known if is_same and known is not None else _crc32(path)
     return sums
+
+
+def lasting_files(folder: Path) -> Iterator[Path]:
+    """Those of a generation that opening it does not change, without the manifest."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and _stays(path, folder))
 
 
 def _mark(path: Path) -> tuple[int, int]:
@@ -125,7 +147,7 @@ def _crc32(path: Path) -> int:
 def check_versions(name: str, manifest: Manifest) -> None:
     """Raises StoreError when a newer Chroma wrote the vectors than is here to read them."""
     written, here = manifest.versions.get("chromadb", "0"), version("chromadb")
-    if manifest.dimensions and _major_minor(written) > _major_minor(here):
+    if manifest.dimensions and not manifest.collection and _major_minor(written) > _major_minor(here):
         raise StoreError(
             f"generation {name} was written with chromadb {written}, and {here} is installed, which may not "
             f"read it rightly: install chromadb {written} or newer, go back with `mogine kb rollback`, "

@@ -1,9 +1,10 @@
 """The SQLite file of a generation: catalogue and keyword index, written once, then read by many threads."""
 
+import os
 import queue
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mogine.errors import StoreError
@@ -76,6 +77,26 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
     """For any thread, one at a time. `immutable` means no locks and no looking for a journal."""
     uri = f"{(folder / TEXTS_NAME).resolve().as_uri()}?mode=ro&immutable=1"
     return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """As it is between two commits, whoever writes to it meanwhile. Raises StoreError."""
+    try:
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT, 0o600))
+        with (
+            closing(sqlite3.connect(f"file:{_uri(source)}?mode=ro", uri=True, timeout=30)) as reader,
+            closing(sqlite3.connect(target)) as writer,
+        ):
+            reader.backup(writer)
+            writer.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+            if writer.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise StoreError(f"{source.name} is damaged; `mogine doctor` tells what to do")
+    except sqlite3.Error as error:
+        raise StoreError(f"{source.name} cannot be copied ({error})") from error
+
+
+def _uri(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 class Readers:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from mogine.errors import StoreError
+from mogine.errors import StoreError, Unavailable
 from mogine.kb.manifest import Generation, damaged_files
 from mogine.kb.texts import PADDING_ROWS, open_for_reading
-from mogine.kb.vectors import VECTORS_NAME, VectorIndex
+from mogine.kb.vectors import VECTORS_NAME
 
 SAMPLE = 300
+PATIENCE_S = 30.0
 _NEAR_ENOUGH = 0.999
 # An approximate index may miss a vector now and then; more than this is damage.
 _MISSED_SHARE = 0.02
@@ -44,7 +45,7 @@ def verify(generation: Generation, *, sample: int | None = SAMPLE) -> list[Findi
     if generation.manifest.dimensions and is_readable:
         try:
             findings += _vectors(generation, numbers, sample)
-        except StoreError as error:
+        except (StoreError, Unavailable) as error:
             findings.append(Finding("vectors", error.message))
     return findings
 
@@ -94,11 +95,11 @@ def _rounded(db: sqlite3.Connection, numbers: set[int]) -> Iterator[Finding]:
 
 
 def _vectors(generation: Generation, numbers: set[int], sample: int | None) -> Iterator[Finding]:
-    broken = list(_chroma_file(generation))
+    broken = [] if generation.manifest.collection else list(_chroma_file(generation))
     yield from broken
     if broken:
         return  # Chroma would make a new, empty one in its place
-    with closing(VectorIndex(generation.path)) as index:
+    with closing(generation.open_vectors(timeout_s=PATIENCE_S)) as index:
         indexed = index.numbers()
         yield from _compare("vectors", numbers, indexed)
         both = sorted(numbers & indexed)

@@ -21,6 +21,7 @@ from mogine.serve.limits import Place
 from mogine.serve.observe import Observation, recorded
 from mogine.serve.replay import REPLAYS, Replay
 from mogine.serve.requests import Request
+from mogine.serve.siblings import SIBLINGS
 from mogine.serve.traces import trace_of
 from mogine.settings import PROVIDER_NAMES, ProxySettings
 
@@ -122,7 +123,7 @@ async def _resumable(request: Request, desk: Desk, question: Question) -> web.St
                 replay.push(sse.event("error", told(request, error, seen).to_dict()))
             _remember(desk, bucket, question, seen)
 
-    return await _follow(request, desk, request.app[REPLAYS].start(seen.id, bucket, session, write), 0)
+    return await _follow(request, request.app[REPLAYS].start(seen.id, bucket, session, write).read())
 
 
 async def resume(request: Request) -> web.StreamResponse:
@@ -130,36 +131,49 @@ async def resume(request: Request) -> web.StreamResponse:
     last = request.headers.get("Last-Event-ID", "0")
     if not re.fullmatch(r"[0-9]{1,9}", last):
         raise RequestError("Last-Event-ID must be the number of an event", param="Last-Event-ID")
-    replay = await _found(request)
-    if replay is None:
-        raise NotFound("there is no answer of yours with this request_id that still waits for you")
-    return await _follow(request, request.app[DESK], replay, int(last))
+    wanted, siblings = await _wanted(request), request.app.get(SIBLINGS)
+    if (replay := request.app[REPLAYS].find(*wanted)) is not None:
+        return await _follow(request, replay.read(int(last)))
+    if siblings is not None and (frames := await siblings.read(*wanted, int(last))) is not None:
+        return await _follow(request, frames)
+    raise _absent()
 
 
 async def stop(request: Request) -> web.Response:
-    """`POST /api/chat/stop`: end a running answer now. The same answer whether there was one or not."""
-    if (replay := await _found(request)) is not None:
+    """`POST /api/chat/stop`: end a running answer now.
+
+    NotFound for one that is not here, as for `resume`: a balancer then asks the next proxy.
+    """
+    wanted, siblings = await _wanted(request), request.app.get(SIBLINGS)
+    if (replay := request.app[REPLAYS].find(*wanted)) is not None:
         replay.stop()
+    elif siblings is None or not await siblings.stop(*wanted):
+        raise _absent()
     return json_response({"status": "stopped"})
 
 
-async def _found(request: Request) -> Replay | None:
+async def _wanted(request: Request) -> tuple[str, str, str]:
+    """The id of an answer, and the visitor and session to whom it must belong."""
     body = await read_json(request)
     id, session = body.get("request_id"), body.get("session_id")
     if not isinstance(id, str) or not isinstance(session, str):
         raise RequestError("send request_id and session_id, as the answer's first event told them")
-    return request.app[REPLAYS].find(id, request.app[DESK].bucket(request), session)
+    return id, request.app[DESK].bucket(request), session
 
 
-async def _follow(request: Request, desk: Desk, replay: Replay, after: int) -> web.StreamResponse:
+def _absent() -> NotFound:
+    return NotFound("there is no answer of yours with this request_id that still waits for you")
+
+
+async def _follow(request: Request, frames: AsyncGenerator[bytes, None]) -> web.StreamResponse:
     def last_words(error: Exception) -> bytes:
         reason = error.reason if isinstance(error, MogineError) else "internal_error"
         return sse.event("error", {"error": {"reason": reason, "request_id": request[REQUEST_ID]}})
 
-    limits = desk.settings.proxy
+    limits = request.app[DESK].settings.proxy
     return await sse.respond(
         request,
-        replay.read(after),
+        frames,
         within=nullcontext(),
         last_words=last_words,
         ping_s=limits.ping_s,

@@ -166,6 +166,7 @@ def _files(settings: Settings) -> dict[str, Any]:
         raise StoreError("the data folder cannot be looked at") from error
     return {
         "disk": disk,
+        "newest_backup_at": _newest(settings.data_path / "backups"),
         "files": {
             **_record_size(settings),
             "knowledge": _size(settings.kb_path, "**/*"),
@@ -174,6 +175,11 @@ def _files(settings: Settings) -> dict[str, Any]:
             "all": _size(settings.data_path, "**/*"),
         },
     }
+
+
+def _newest(folder: Path) -> str | None:
+    moments = [path.stat().st_mtime for path in folder.glob("*") if path.is_file()]
+    return datetime.fromtimestamp(max(moments), UTC).isoformat() if moments else None
 
 
 def _record_size(settings: Settings) -> dict[str, int]:

@@ -44,6 +44,7 @@ from mogine.serve.requests import Request
 from mogine.serve.sessions import MAX_TURN_CHARS, Sessions, VendorSessions
 from mogine.serve.shared import SHARED, Admission, Remote, SharedLimits
 from mogine.serve.site import SiteFile
+from mogine.serve.talks import Talks
 from mogine.serve.visitors import Visitors
 from mogine.settings import PROVIDER_NAMES, Settings
 
@@ -77,6 +78,7 @@ class Desk:
     shared: Admission | None
     parent: Remote | None
     fleet: "Fleet | None"
+    talks: Talks | None
     tracing: "Tracing | None"
     buckets: Buckets
     deadlines: Deadlines
@@ -110,13 +112,19 @@ class Desk:
             raise self.books.budget.refuse()
 
     async def open_session(self, id: str, bucket: str) -> tuple[str, tuple[ChatMessage, ...]]:
-        """`Sessions.open`, of all workers."""
+        """`Sessions.open`, of all workers and machines."""
         if self.parent is None:
-            return self.sessions.open(id, bucket)
-        return await self.parent.open_session(id, bucket)
+            known = self.sessions.open(id, bucket)
+        else:
+            known = await self.parent.open_session(id, bucket)
+        if self.talks is None or known[0] != id:
+            return known
+        return await self.talks.open(known, bucket)
 
     def add_turn(self, id: str, bucket: str, question: str, answer: str) -> None:
-        """`Sessions.add`, for all workers."""
+        """`Sessions.add`, for all workers and machines."""
+        if self.talks is not None:
+            self.talks.add(id, bucket, question, answer)
         if self.parent is None:
             self.sessions.add(id, bucket, question, answer)
         else:
@@ -124,13 +132,17 @@ class Desk:
             self.parent.tell(do="add_turn", id=id, visitor=bucket, **cut)
 
     async def allows_vendor_session(self, id: str, bucket: str) -> bool:
-        """`VendorSessions.allows`, of all workers."""
+        """`VendorSessions.allows`, of all workers and machines."""
         if self.parent is None:
-            return self.vendor_sessions.allows(id, bucket)
-        return await self.parent.allows(id, bucket)
+            allowed = self.vendor_sessions.allows(id, bucket)
+        else:
+            allowed = await self.parent.allows(id, bucket)
+        return allowed and (self.talks is None or await self.talks.allows(id, bucket))
 
     def note_vendor_session(self, id: str, bucket: str) -> None:
-        """`VendorSessions.note`, for all workers."""
+        """`VendorSessions.note`, for all workers and machines."""
+        if self.talks is not None:
+            self.talks.note(id, bucket)
         if self.parent is None:
             self.vendor_sessions.note(id, bucket)
         else:
@@ -169,7 +181,8 @@ class Desk:
 
     def manner(self) -> Manner:
         """How the assistant speaks, as `site.toml` says now."""
-        return Manner.of(self.site.now(), top_k=self.settings.proxy.kb_top_k)
+        proxy = self.settings.proxy
+        return Manner.of(self.site.now(), top_k=proxy.kb_top_k, is_kb_required=proxy.kb_required)
 
     def within(self, place: Place) -> Deadline:
         """The time that one answer may take."""
@@ -194,13 +207,14 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
         else SharedLimits(settings.access, app[STATE], remote)
     )
     kb_url = settings.proxy.kb_url or settings.server_url("kb")
+    visitors = Visitors(settings.data_path, timezone)
     await asyncio.to_thread(is_bot, "")  # its patterns take a tenth of a second, once
     async with (
         open_recorder(settings) as recorder,
         KnowledgeClient(kb_url, settings.proxy.kb_timeout_s) as knowledge,
         open_providers(settings) as providers,
         watching(Renewal(providers), app[STATE].on_hangup),
-        open_fleet(settings, remote, budget, providers) as fleet,
+        open_fleet(settings, remote, budget, providers, visitors) as fleet,
         budget.watching(None if fleet is None else fleet.exchange),
     ):
         app[DESK] = Desk(
@@ -211,12 +225,13 @@ async def open_desk(app: web.Application) -> AsyncIterator[None]:
             recorder,
             Books(recorder, prices, budget, app[METERS], timezone),
             limits,
-            Visitors(settings.data_path, timezone),
+            visitors,
             Sessions(),
             VendorSessions(),
             remote if fleet is None else fleet,
             remote,
             fleet,
+            None if fleet is None else Talks(fleet),
             app.get(TRACING),
             Buckets(settings.access.trusted_proxies),
             Deadlines(settings.proxy.answer_timeout_s, lambda: _took_too_long(settings)),
@@ -234,7 +249,7 @@ def renew_prices(prices: Prices, site: SiteFile) -> None:
 
 @asynccontextmanager
 async def open_fleet(
-    settings: Settings, parent: Remote | None, budget: Budget, roster: Roster
+    settings: Settings, parent: Remote | None, budget: Budget, roster: Roster, visitors: Visitors
 ) -> "AsyncIterator[Fleet | None]":
     """All proxies that use the Redis of the settings; None without one.
 
@@ -255,6 +270,7 @@ async def open_fleet(
         parent,
         budget=budget,
         roster=roster,
+        visitors=visitors,
     )
     async with fleet.joined(one):
         yield one

@@ -37,6 +37,7 @@ from mogine.serve import scripts
 from mogine.serve.budget import Budget
 from mogine.serve.limits import Place, Window, overloaded, too_many_streams, too_often
 from mogine.serve.shared import Remote
+from mogine.serve.visitors import Visitors
 from mogine.settings import AccessSettings, RateLimit
 
 LEASE_S = 15.0
@@ -66,7 +67,7 @@ class Fleet:
     """One process among all that use one Redis. `admit` is all that a handler needs.
 
     `home` names the record of questions: what different ones say was spent is added up. Of `budget` and
-    `roster` all are told, and they are told of all.
+    `roster` all are told, and they are told of all; `visitors` are hashed with the salt of all.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Fleet:
         *,
         budget: Budget | None = None,
         roster: Roster | None = None,
+        visitors: Visitors | None = None,
         lease_s: float = LEASE_S,
         retry_s: float = RETRY_S,
         timeout_s: float = TIMEOUT_S,
@@ -88,6 +90,7 @@ class Fleet:
         self._parent = parent
         self._budget = budget if budget is not None and budget.is_set else None
         self._roster = roster
+        self._visitors = visitors
         self._lease_s = lease_s
         self._retry_s = retry_s
         self._timeout_s = timeout_s
@@ -180,6 +183,16 @@ class Fleet:
     def _leave(self, ticket: int) -> None:
         self._open.pop(ticket, None)
         self._tell(scripts.LEAVE, (), ticket)
+
+    async def call(self, script: str, keys: Sequence[str], *words: str | int) -> Any:
+        """What a script answers; None when Redis is away. Keys get the prefix of all that is ours."""
+        if self._trouble:
+            return None
+        return await self._put(script, [PREFIX + key for key in keys], (*self._life(), *words))
+
+    def tell(self, script: str, keys: Sequence[str], *words: str | int) -> None:
+        """A script whose answer nobody needs; nothing happens while Redis is away."""
+        self._tell(script, [PREFIX + key for key in keys], *words)
 
     # --- what all know -----------------------------------------------------------------------------
 
@@ -295,6 +308,9 @@ class Fleet:
         for _ in range(untold):
             self._untold.popleft()
         await self._tell_spending(client)
+        for day, salt, seconds_left in self._proposals():
+            found = await self._run(client, scripts.SALT, (_salt_key(day),), salt, seconds_left)
+            self._agree(day, found)
         for of, seconds in self._known_of_vendors():
             await self._run(client, scripts.KNOW, (), of, round(seconds * 1e6))
         self._trouble = ""
@@ -356,9 +372,13 @@ class Fleet:
             self._wanted.clear()
             if loop.time() >= renew_at:
                 renewed = self._put(scripts.RENEW, (), (*self._life(), self._memory, *SPANS))
+                salts = {
+                    day: self._put(scripts.SALT, (_salt_key(day),), (*self._life(), salt, seconds_left))
+                    for day, salt, seconds_left in self._proposals()
+                }
                 renew_at = loop.time() + self._lease_s / 5
             else:
-                renewed = None
+                renewed, salts = None, {}
             calls, self._queue = self._queue, deque()
             try:
                 await self._send(client, calls)
@@ -371,6 +391,15 @@ class Fleet:
                 if not is_known:
                     raise Forgotten("it has forgotten this process")
                 self._hear_of_vendors(*news)
+            for day, agreed in salts.items():
+                self._agree(day, agreed.result())
+
+    def _proposals(self) -> list[tuple[str, str, int]]:
+        return [] if self._visitors is None else self._visitors.proposals()
+
+    def _agree(self, day: str, salt: bytes | None) -> None:
+        if self._visitors is not None and salt is not None:
+            self._visitors.agree(day, salt.decode())
 
     async def _send(self, client: AsyncClient, calls: Collection[_Call]) -> None:
         pipeline = client.pipeline(transaction=False)
@@ -478,6 +507,10 @@ def _rate_keys(visitor: str) -> tuple[str, str]:
 
 def _spent_key(period: str) -> str:
     return f"{PREFIX}spent:{period}"
+
+
+def _salt_key(day: str) -> str:
+    return f"{PREFIX}salt:{day}"
 
 
 def _without(homes: Mapping[str, int], home: str) -> Iterator[int]:

@@ -23,7 +23,9 @@ from mogine.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 8.0  # that a list waits for a look; one that takes longer goes on, and the next list has it
+# How long is waited for a look; one that takes longer goes on, and the next list has what it found.
+LIST_PATIENCE_S = 0.3
+ACCEPT_PATIENCE_S = 8.0
 LOOK_S = 120.0
 REST_S = 5.0
 DEADLINE_S = 2.0
@@ -56,8 +58,8 @@ class Lookout:
         self._ended_at = float("-inf")
         self._problem = ""
 
-    async def look(self, *, now: bool = False) -> tuple[bool, str]:
-        """Whether a look still runs, and what hindered the last one; `now` looks in any case."""
+    async def look(self, patience_s: float, *, now: bool = False) -> tuple[bool, str]:
+        """Whether a look still runs after `patience_s`; what hindered the last. `now` looks in any case."""
         if self._task is None:
             rested = time.monotonic() - self._ended_at > REST_S
             if not now and not (rested and await asyncio.to_thread(open_gaps(self._settings).is_stale)):
@@ -65,7 +67,7 @@ class Lookout:
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(self._ended)
         with contextlib.suppress(TimeoutError):
-            return False, await asyncio.wait_for(asyncio.shield(self._task), PATIENCE_S)
+            return False, await asyncio.wait_for(asyncio.shield(self._task), patience_s)
         return True, self._problem
 
     async def close(self) -> None:
@@ -128,7 +130,7 @@ async def list_gaps(request: web.Request) -> web.Response:
             reason="bad_filter",
             param=unknown[:40],
         )
-    looking, problem = await request.app[LOOKOUT].look()
+    looking, problem = await request.app[LOOKOUT].look(LIST_PATIENCE_S)
     found, counts = await asyncio.to_thread(request.app[GAPS].listed, CHOICES[wanted], deadline_s=DEADLINE_S)
     return json_response(
         {
@@ -155,7 +157,7 @@ async def accept_gap(request: web.Request) -> web.Response:
     top_k = body.get("top_k", DEFAULT_TOP_K)  # checked where tests are
     id = _id(request)
     await asyncio.to_thread(lambda: request.app[GAPS].accept(id, **words, top_k=top_k))
-    await request.app[LOOKOUT].look(now=True)
+    await request.app[LOOKOUT].look(ACCEPT_PATIENCE_S, now=True)
     return await _told(request, id)
 
 

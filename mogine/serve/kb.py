@@ -24,12 +24,14 @@ from mogine.kb.embedders import Embedder, clean, open_embedder
 from mogine.kb.generations import Generations, Kept
 from mogine.kb.knowledge import MODES, KnowledgeBase, Mode
 from mogine.kb.manifest import Generation, check_files
+from mogine.kb.offers import Offers
 from mogine.kb.passages import MAX_QUERY_CHARS, Hit, StoredDocument, document_id
 from mogine.kb.texts import MAX_READERS
 from mogine.serve.access import Access
 from mogine.serve.app import Route, base_app, json_response, read_json
 from mogine.serve.clerks import Clerks
 from mogine.serve.keys import SETTINGS, SITE
+from mogine.serve.offers import OFFER_ROUTES, OFFERS
 from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.receive import received, sweep
 from mogine.serve.site import SiteFile
@@ -58,7 +60,9 @@ T = TypeVar("T")
 def create_app(settings: Settings) -> web.Application:
     """The server of contract section 4; it takes connections when its embedder and index are loaded."""
     app = base_app(settings, "kb", ROUTES, ready=_problems)
-    app[SHELF] = Shelf(Generations(settings.kb_path), open_embedder(settings))
+    generations = Generations.of(settings)
+    app[SHELF] = Shelf(generations, open_embedder(settings), searches_by_words=not settings.proxy.kb_required)
+    app[OFFERS] = Offers(generations, settings.kb_path)
     app[CLERKS] = Clerks(settings)
     app[SITE_FILE] = SiteFile(settings.home / "site.toml", app[SITE])
     app.cleanup_ctx.append(_keep_shelf)
@@ -83,11 +87,16 @@ class Shelf:
 
     The next one is opened and warmed beside the old; searches that run finish on the generation they
     began with, which is closed after its last one. Opening, and each search, has a thread.
+    While an embedder or a Chroma server elsewhere is away, it `searches_by_words` alone, or not at all.
     """
 
-    def __init__(self, generations: Generations, embedder: Embedder) -> None:
+    def __init__(
+        self, generations: Generations, embedder: Embedder, *, searches_by_words: bool = True
+    ) -> None:
         self._generations = generations
         self._embedder = embedder
+        self._searches_by_words = searches_by_words
+        self._vectors_problem = ""
         self._guard = threading.Lock()
         self._lent: _Lent | None = None
         self._problem = NOT_LOADED
@@ -107,6 +116,11 @@ class Shelf:
     def problem(self) -> str:
         """Why nothing serves; "" when something does."""
         return "" if self._lent else self._problem
+
+    @property
+    def vectors_problem(self) -> str:
+        """Why the Chroma server that has the vectors cannot be asked; "" when it can, or there is none."""
+        return self._vectors_problem
 
     async def run(self, work: Callable[[KnowledgeBase], T]) -> T:
         """`work` on the current generation, in a thread. Raises Unavailable."""
@@ -128,7 +142,8 @@ class Shelf:
             lent.answers.move_to_end(query)
             return query.mode, lent.knowledge.name, lent.answers[query]
         is_left = threading.Event()
-        work = functools.partial(_search, query, lambda: not is_left.is_set())
+        search = _search if self._searches_by_words else _search_whole
+        work = functools.partial(search, query, lambda: not is_left.is_set())
         try:
             mode, name, hits = await self.run(work)
         except StoreError:
@@ -174,7 +189,8 @@ class Shelf:
         name = ""
         try:
             name = self._generations.current_name() or ""
-            if self.generation and name == self.generation.name:
+            if self._lent and name == self._lent.knowledge.name:
+                self._look_at_vectors(self._lent.knowledge)
                 return
             if not name:
                 self._problem = NO_GENERATION
@@ -182,8 +198,11 @@ class Shelf:
                 return
             if self._failed and self._failed[0] == name and time.monotonic() < self._failed[1] + RETRY_S:
                 return
-            self._swap(self._open())
+            knowledge = self._open()
+            self._swap(knowledge)
             self._failed = None
+            if knowledge:
+                self._look_at_vectors(knowledge)
         except MogineError as error:
             if not self._failed or self._failed[0] != name:
                 log.error("knowledge base: %s", error.message)
@@ -206,13 +225,24 @@ class Shelf:
         self._embedder.warm()
         knowledge = KnowledgeBase(generation, self._embedder)
         try:
-            knowledge.warm()
+            with contextlib.suppress(Unavailable):  # told by the next look; words can be searched meanwhile
+                knowledge.warm()
         except BaseException:
             knowledge.close()
             raise
         give_back_memory()
         log.info("knowledge base: generation %s serves", generation.name)
         return knowledge
+
+    def _look_at_vectors(self, knowledge: KnowledgeBase) -> None:
+        with contextlib.suppress(Unavailable):  # which `problem` tells of
+            knowledge.look_again()
+        problem, before = knowledge.problem, self._vectors_problem
+        self._vectors_problem = problem
+        if problem and problem != before:
+            log.error("knowledge base: %s", problem)
+        elif before and not problem:
+            log.info("knowledge base: the Chroma server answers again")
 
     def _swap(self, knowledge: KnowledgeBase | None) -> None:
         with self._guard:
@@ -311,17 +341,24 @@ async def search(request: web.Request) -> web.Response:
     return json_response(body)
 
 
+def _search_whole(
+    query: Query, is_wanted: Callable[[], bool], knowledge: KnowledgeBase
+) -> tuple[Mode, str, list[Hit]]:
+    hits = knowledge.search(query.text, query.top_k, query.mode, is_wanted=is_wanted)
+    return query.mode, knowledge.name, hits
+
+
 def _search(
     query: Query, is_wanted: Callable[[], bool], knowledge: KnowledgeBase
 ) -> tuple[Mode, str, list[Hit]]:
+    """An embedder or a Chroma server elsewhere that is down costs the meaning, not the words."""
     try:
-        hits = knowledge.search(query.text, query.top_k, query.mode, is_wanted=is_wanted)
-        return query.mode, knowledge.name, hits
-    except UpstreamError as error:
+        return _search_whole(query, is_wanted, knowledge)
+    except (UpstreamError, Unavailable) as error:
         if query.mode != "hybrid":
             raise
-        # An embedder elsewhere that is down costs the meaning, not the words.
-        log.warning("search by keywords only: %s", error.message)
+        if isinstance(error, UpstreamError):
+            log.warning("search by keywords only: %s", error.message)
         return "keyword", knowledge.name, knowledge.search(query.text, query.top_k, "keyword")
 
 
@@ -422,7 +459,7 @@ def _document(document: StoredDocument) -> dict[str, Any]:
 
 async def list_generations(request: web.Request) -> web.Response:
     """GET /api/kb/generations: those that are kept, the newest first."""
-    listed = await asyncio.to_thread(Generations(request.app[SETTINGS].kb_path).listed)
+    listed = await asyncio.to_thread(Generations.of(request.app[SETTINGS]).listed)
     return json_response({"generations": [_kept(kept) for kept in listed]})
 
 
@@ -431,7 +468,7 @@ async def roll_back(request: web.Request) -> web.Response:
     name = (await read_json(request)).get("generation")
     if not (name is None or (isinstance(name, str) and name)):
         raise RequestError('"generation" must be the name of one that is kept', param="generation")
-    generation = await asyncio.to_thread(Generations(request.app[SETTINGS].kb_path).rollback, name)
+    generation = await asyncio.to_thread(Generations.of(request.app[SETTINGS]).rollback, name)
     await request.app[SHELF].look()
     return json_response({"generation": generation.name})
 
@@ -460,7 +497,9 @@ async def health(request: web.Request) -> web.Response:
     manifest = generation.manifest
     return json_response(
         {
-            "status": "ok",
+            # Found by words alone meanwhile, or not at all with MOGINE_KB_REQUIRED.
+            "status": "degraded" if shelf.vectors_problem else "ok",
+            "problem": shelf.vectors_problem or None,
             "generation": generation.name,
             "created_at": manifest.created_at,
             "documents": manifest.documents,
@@ -480,5 +519,6 @@ ROUTES = (
     Route("GET", "/api/kb/generations", list_generations, Access.ADMIN),
     Route("POST", "/api/kb/rollback", roll_back, Access.ADMIN),
     Route("GET", "/api/kb/health", health, Access.PUBLIC),
+    *OFFER_ROUTES,
     OPENAPI_ROUTE,
 )

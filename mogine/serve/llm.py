@@ -122,7 +122,7 @@ class _Turns:
         if request.session_id and not await desk.allows_vendor_session(request.session_id, self._bucket):
             request = replace(request, session_id=None)
         if not provider.dialect:
-            search = await find(request, desk.retriever(self._seen), desk.settings.proxy.kb_top_k)
+            search = await find(request, desk.retriever(self._seen), desk.manner())
             self._seen.search_ms = search.took_ms
             request = replace(request, citations=tuple(cite(search.hits or ())))
         else:

@@ -19,19 +19,22 @@ WIDGET_AGE_S = 300
 MAX_PICTURE_BYTES = 512 * 1024
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 SETUP = b"/*setup*/ {}"
+LANGUAGES = ("zh", "en")
 
 LIBRARY = web.AppKey("LIBRARY", Library)
 WIDGETS = web.AppKey("WIDGETS", dict[bytes, Asset])
 
 
 async def config(request: web.Request) -> web.Response:
-    """`GET /api/chat/config`: what a page needs to know before the first question."""
+    """`GET /api/chat/config?lang=`: what a page needs to know before the first question."""
     desk = request.app[DESK]
     site = desk.site.now()
-    assistant = site.assistant
+    language = _language(site) or request.query.get("lang", "")[:2].lower()
+    assistant = _spoken(site.assistant, language)
     return json_response(
         {
             **_look(site),
+            "title": _title(site, language),
             "name": _text(assistant, "name"),
             "greeting": _text(assistant, "greeting"),
             "starters": _texts(assistant.get("starter_questions")),
@@ -54,8 +57,10 @@ async def config(request: web.Request) -> web.Response:
 async def widget(request: web.Request) -> web.Response:
     """`GET /widget.js`: the bubble, with what it must know before anything else is loaded."""
     library, known = request.app[LIBRARY], request.app[WIDGETS]
-    look = _look(request.app[DESK].site.now())
-    setup = orjson.dumps({**look, "build": library.build}).replace(b"<", b"\\u003c")
+    site = request.app[DESK].site.now()
+    titles = {language: _title(site, language) for language in LANGUAGES}
+    setup = orjson.dumps({**_look(site), "titles": titles, "build": library.build})
+    setup = setup.replace(b"<", b"\\u003c")
     if (asset := known.get(setup)) is None:
         known.clear()
         asset = known[setup] = Asset.of(library.source("widget/loader.js").replace(SETUP, setup, 1), ".js")
@@ -95,13 +100,28 @@ def _look(site: Site) -> dict[str, Any]:
     position = _text(widget, "position")
     theme = _text(widget, "theme")
     return {
-        "title": _text(widget, "title") or _text(site.assistant, "name"),
-        "language": _text(widget, "language") or "auto",
+        "language": _language(site) or "auto",
         "colour": _text(widget, "colour"),
         "colours": palette(_text(widget, "colour")),
         "position": position if position in ("left", "right") else "right",
         "theme": theme if theme in ("light", "dark") else "auto",
     }
+
+
+def _language(site: Site) -> str:
+    """The one language of the site's pages; "" where the visitor decides."""
+    language = _text(site.widget, "language")
+    return language if language in LANGUAGES else ""
+
+
+def _spoken(table: Mapping[str, Any], language: str) -> Mapping[str, Any]:
+    """`[assistant]` or `[widget]` with what `[assistant.en]` and the like say otherwise."""
+    own = table.get(language) if language in LANGUAGES else None
+    return {**table, **own} if isinstance(own, dict) else table
+
+
+def _title(site: Site, language: str) -> str:
+    return _text(_spoken(site.widget, language), "title") or _text(_spoken(site.assistant, language), "name")
 
 
 def _text(table: Mapping[str, Any], name: str) -> str:

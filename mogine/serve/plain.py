@@ -92,7 +92,7 @@ def _sources(citations: Sequence[Mapping[str, Any]]) -> str:
             title = f'<a rel="noopener noreferrer" href="{address}">{title}</a>'
         items.append(
             f'<li value="{citation["number"]:d}">{title}'
-            f'<blockquote dir="auto">{html.escape(citation["excerpt"])}</blockquote></li>'
+            f'<blockquote dir="auto">{render(citation["excerpt"])}</blockquote></li>'
         )
     return f"<h2>参考资料 · Sources</h2>\n<ol>{''.join(items)}</ol>\n"
 

@@ -17,6 +17,7 @@ from mogine.serve.openapi import OPENAPI_ROUTE
 from mogine.serve.probe import PROBE_ROUTES, add_probes
 from mogine.serve.replay import keeping
 from mogine.serve.shared import REPORT_S
+from mogine.serve.siblings import meeting
 from mogine.settings import PROVIDER_NAMES, Settings
 
 BREAKER = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
@@ -60,7 +61,7 @@ def create_app(settings: Settings) -> web.Application:
     add_probes(app)
     app[pages.LIBRARY] = library
     app[pages.WIDGETS] = {}
-    app.cleanup_ctx.extend((open_desk, keeping(settings.proxy.resume_grace_s), _reporting))
+    app.cleanup_ctx.extend((open_desk, keeping(settings.proxy.resume_grace_s), meeting, _reporting))
     return app
 
 

@@ -230,5 +230,50 @@ redis.call('PEXPIRE', vendors, KEPT_MS)
 # ARGV from 4: what is true no longer.
 FORGET = "redis.call('HDEL', ARGV[1] .. 'vendors', ARGV[4])"
 
-ALL = (ADMIT, LEAVE, ENTER, RENEW, END, MEMORY, RECALL, SPEND, SPENT, KNOW, FORGET)
+# A conversation: KEYS are its turns, and its visitor. ARGV from 4: who asks.
+# Returns 0 when there is none, 1 and the turns when it is theirs, 2 when it is somebody else's.
+TALK = """
+local visitor = redis.call('GET', KEYS[2])
+if not visitor then return {0} end
+if visitor ~= ARGV[4] then return {2} end
+return {1, unpack(redis.call('LRANGE', KEYS[1], 0, -1))}
+"""
+# KEYS as above. ARGV from 4: visitor, the new turn, how many turns are kept, for how many seconds, and of how
+# many conversations at all.
+TURN = (
+    _NOW
+    + """
+local visitor, talks = redis.call('GET', KEYS[2]), ARGV[1] .. 'talks'
+if visitor and visitor ~= ARGV[4] then return end
+redis.call('SET', KEYS[2], ARGV[4], 'EX', ARGV[7])
+redis.call('RPUSH', KEYS[1], ARGV[5])
+redis.call('LTRIM', KEYS[1], -ARGV[6], -1)
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+redis.call('ZADD', talks, text(now), KEYS[1])
+redis.call('EXPIRE', talks, ARGV[7])
+redis.call('ZREMRANGEBYSCORE', talks, '-inf', text(now - ARGV[7] * 1000000))
+if redis.call('ZCARD', talks) > tonumber(ARGV[8]) then
+  for _, oldest in ipairs(redis.call('ZPOPMIN', talks)) do
+    redis.call('DEL', oldest, oldest .. ':visitor')
+  end
+end
+"""
+)
+# KEYS: what a vendor calls a conversation. ARGV from 4: the visitor that it was given to, seconds to keep.
+NOTE = "redis.call('SET', KEYS[1], ARGV[4], 'NX', 'EX', ARGV[5])"
+# KEYS as above. ARGV from 4: who asks. 0 when it was given to somebody else.
+ALLOWS = """
+local owner = redis.call('GET', KEYS[1])
+return (not owner or owner == ARGV[4]) and 1 or 0
+"""
+# KEYS: the salt of a day. ARGV from 4: a proposal, seconds to keep. Returns the one that all use.
+SALT = """
+redis.call('SET', KEYS[1], ARGV[4], 'NX', 'EX', ARGV[5])
+return redis.call('GET', KEYS[1])
+"""
+
+ALL = (
+    *(ADMIT, LEAVE, ENTER, RENEW, END, MEMORY, RECALL, SPEND, SPENT, KNOW, FORGET),
+    *(TALK, TURN, NOTE, ALLOWS, SALT),
+)
 SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in ALL}

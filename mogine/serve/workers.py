@@ -6,10 +6,12 @@ import logging
 import signal
 import socket
 import sys
+import tempfile
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 
 import orjson
 
@@ -17,7 +19,7 @@ from mogine.errors import SettingsError
 from mogine.serve.keeper import Keeper
 from mogine.serve.notify import Herald
 from mogine.serve.runner import SERVERS, beating, bind
-from mogine.serve.shared import MAX_LINE_BYTES
+from mogine.serve.shared import MAX_LINE_BYTES, Message
 from mogine.settings import Settings
 
 FIRST_WAIT_S = 0.5
@@ -80,7 +82,7 @@ class Supervisor:
         self._numbers = count(1)
         self._running: set[Process] = set()
         self._stopping = asyncio.Event()
-        self._reserved: list[socket.socket] = []
+        self._sockets: Path | None = None  # where workers ask each other, see `siblings`
 
     async def run(self, announce: Callable[[Group], Awaitable[None]] | None = None) -> None:
         """Serve until SIGTERM or SIGINT. Raises Ended when a worker cannot start, and SettingsError."""
@@ -90,6 +92,9 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
         with contextlib.ExitStack() as stack:
             self._reserve(stack)
+            if self._duties.count(("proxy",)) > 1:
+                # In the system's folder and not in data/: the path of a socket must be short.
+                self._sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mogine-")))
             ready = [loop.create_future() for _ in self._duties]
             keeping = [
                 asyncio.create_task(self._keep(duty, told))
@@ -168,6 +173,8 @@ class Supervisor:
             self._keeper.workers -= "proxy" in duty
             await listening
             self._keeper.gone(number)
+            if self._sockets is not None:
+                (self._sockets / str(number)).unlink(missing_ok=True)
 
     async def _listen(self, number: int, end: socket.socket, ready: "asyncio.Future[None]") -> None:
         reader, writer = await asyncio.open_connection(sock=end, limit=MAX_LINE_BYTES)
@@ -178,7 +185,10 @@ class Supervisor:
                     if not ready.done():
                         ready.set_result(None)
                     continue
-                answer = self._keeper.handle(number, message)
+                if message["do"] == "meet":
+                    answer: Message = {"socket": "" if self._sockets is None else f"{self._sockets}/{number}"}
+                else:
+                    answer = self._keeper.handle(number, message)
                 if message.get("answer"):
                     writer.write(orjson.dumps(answer) + b"\n")
         except ConnectionError as error:

@@ -207,5 +207,28 @@ def test_ctrl_c_leaves_everything_as_it_was(home: Path) -> None:
     out, err = child.communicate(timeout=30)
     assert child.returncode == 130, err
     assert b"Traceback" not in err and out == b""
+    assert b"interrupted; the knowledge base is as it was" in err
     assert Generations(home / "data" / "kb").current() is None
     assert [path.name for path in (home / "data" / "kb" / "generations").iterdir()] == []
+
+
+def test_a_file_name_that_only_one_document_has_names_it(mogine: Run, home: Path) -> None:
+    docs = home / "docs"
+    for folder in ("a", "b"):
+        (docs / folder).mkdir(parents=True)
+        (docs / folder / "same.md").write_text(f"in {folder}")
+    (docs / "a" / "own.md").write_text("only here")
+    assert mogine("kb", "ingest", "docs", env=WORDS_ONLY).returncode == 0
+    assert "only here" in mogine("kb", "show", "own.md", env=WORDS_ONLY).stdout
+    done = mogine("kb", "show", "same.md", env=WORDS_ONLY)
+    assert done.returncode == 1 and "did you mean docs/" in done.stderr
+
+
+def test_an_error_names_each_file_once_and_safely(mogine: Run, home: Path) -> None:
+    (home / "evil\x1b[31m.pdf").write_bytes(b"no PDF")
+    done = mogine("kb", "ingest", "evil\x1b[31m.pdf", env=WORDS_ONLY)
+    assert done.returncode == 1
+    assert done.stderr.count("its bytes are no PDF") == 1
+    assert "\x1b" not in done.stderr and r"evil\x1b[31m.pdf" in done.stderr
+    shown = mogine("kb", "show", "\x1b[31m", env=WORDS_ONLY)
+    assert "\x1b" not in shown.stderr

@@ -53,6 +53,15 @@ def test_tests_are_added_and_run(mogine: Run, home: Path, filled: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_test_that_expects_nothing_or_what_is_not_there_is_told(mogine: Run, filled: Path) -> None:
+    done = mogine("kb", "test", "add", "when open")
+    assert done.returncode == 2 and "--document, --contains, or both" in done.stderr
+    done = mogine("kb", "test", "add", "when open", "-d", "nope.md")
+    assert done.returncode == 0 and "there is no document nope.md" in done.stderr
+    done = mogine("kb", "test", "add", "when open", "-d", "hours.md")
+    assert "there is no document" not in done.stderr
+
+
 def test_a_failing_test_is_exit_code_3(mogine: Run, filled: Path) -> None:
     mogine("kb", "test", "add", "when open", "-c", "ten")
     done = mogine("kb", "test", "--junit", "out.xml", env=WORDS_ONLY)
@@ -231,8 +240,39 @@ def test_watch_takes_in_what_changes_until_ctrl_c(home: Path, filled: Path) -> N
     finally:
         os.killpg(child.pid, signal.SIGINT)
         _, err = child.communicate(timeout=30)
-    assert (child.returncode, err) == (130, "")
+    assert child.returncode == 130
+    # What had just been done may be told, if Ctrl-C came before it was.
+    assert err in ("", "interrupted when all was done: generation g000003 serves\n")
     assert set(generations.sources()) == {"docs/returns.md", "docs/hours.md"}
+
+
+def test_watch_tells_each_change_in_a_line(home: Path, filled: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mogine", "kb", "ingest", "docs", "--watch"],
+        cwd=home,
+        env=clean_environ(WORDS_ONLY),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    generations = Generations(home / "data" / "kb")
+    try:
+        assert child.stdout is not None
+        while "watching docs; Ctrl-C ends" not in child.stdout.readline():
+            assert child.poll() is None
+        (filled / "new.md").write_text("new")
+        (filled / "broken.pdf").write_bytes(b"no PDF")
+        assert "docs/broken.pdf is named .pdf but its bytes are no PDF" in child.stdout.readline()
+        assert "added docs/new.md  (3 documents, 3 passages, generation g000002" in child.stdout.readline()
+        (filled / "new.md").write_text("newer")
+        (filled / "hours.md").unlink()
+        assert "changed docs/new.md; removed docs/hours.md  (2 docu" in child.stdout.readline()
+    finally:
+        os.killpg(child.pid, signal.SIGINT)
+        rest, _ = child.communicate(timeout=30)
+    assert (child.returncode, rest) == (130, "")
+    assert generations.current_name() == "g000003"
 
 
 def until(is_so: "object") -> None:

@@ -35,14 +35,11 @@ MADE = (EXAMPLES / "compose/mogine.conf", EXAMPLES / "systemd/front/mogine.conf"
 
 
 KNOWN = {variable.env for variable in variables()}
-# What the machines of a site share: named by the contract, and set here as soon as there is something to set.
-SHARED = {"MOGINE_DATABASE_URL", "MOGINE_CHROMA_URL", "MOGINE_KB_SHARE"} - KNOWN
 
 
 def settings_in(path: Path, home: Path) -> Settings:
     """The example as the `.env` of a home."""
-    lines = path.read_text("utf-8").splitlines()
-    (home / ".env").write_text("\n".join(line for line in lines if line.partition("=")[0] not in SHARED))
+    (home / ".env").write_text(path.read_text("utf-8"))
     return load_settings({}, home)
 
 
@@ -56,7 +53,7 @@ def test_every_setting_exists_and_every_secret_is_seen_to_be_none(path: Path, ho
     text = path.read_text("utf-8")
     secret = {variable.env for variable in variables() if variable.secret}
     for name, value in re.findall(r"^#? ?([A-Z_]+)=(.*)$", text, re.M):
-        assert name in KNOWN | SHARED, name
+        assert name in KNOWN, name
         if name in secret and name != "MOGINE_REDIS_URL":
             assert "example" in value, name
 

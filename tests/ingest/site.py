@@ -35,8 +35,8 @@ class Site:
 
 
 @contextmanager
-def serving(site: Site, *, tls: bool = False) -> Iterator[Site]:
-    """The site on a free port, for as long as the context lasts."""
+def serving(site: Site, *, tls: bool = False, port: int = 0) -> Iterator[Site]:
+    """The site on a free port or on `port`, for as long as the context lasts."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -54,7 +54,7 @@ def serving(site: Site, *, tls: bool = False) -> Iterator[Site]:
         def log_message(self, format: str, *args: object) -> None:
             """Silence."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate, key = certificate_files()

@@ -1,9 +1,10 @@
 """Pages are fetched from public hosts alone, politely, within limits, whatever a redirect says."""
 
 import gzip
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -123,13 +124,46 @@ def test_a_name_that_leads_inside_is_not_connected_to(name: str) -> None:
 
 
 def test_the_connection_goes_to_the_address_that_was_checked() -> None:
-    """The name is asked once a request, so that a second, different answer has no use."""
+    """P36, B12: The name is asked once a request, so that a second, different answer has no use."""
     names = Names(site_test=["127.0.0.1", "127.0.0.1", "203.0.113.9"])
     with serving(Site({"/": "hello world"})) as site, open_web(resolve=names) as web:
         came = only(web, f"http://{HOST}:{site.port}/")
     assert isinstance(came, Page)
     assert names.asked == [HOST, HOST], "once for robots.txt, once for the page"
     assert site.asked[1] == ("/", f"{HOST}:{site.port}")
+
+
+def test_the_next_address_of_a_host_is_tried_when_one_takes_no_connection() -> None:
+    addresses = ["127.0.0.9", "::1", "127.0.0.1"]
+    with serving(Site({"/": "hello world"})) as site, open_web(resolve=lambda *_: addresses) as web:
+        came = only(web, f"http://{HOST}:{site.port}/")
+    assert isinstance(came, Page) and came.data == b"hello world"
+    assert site.asked[-1] == ("/", f"{HOST}:{site.port}")
+
+
+def test_an_address_that_swallows_everything_leaves_time_for_the_next() -> None:
+    # Two in the queue of a listener that never accepts, and the kernel answers no third.
+    with ExitStack() as stack:
+        deaf = stack.enter_context(socket.create_server(("127.0.0.9", 0), backlog=0))
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        site = stack.enter_context(serving(Site({"/": "hello world"}), port=deaf.getsockname()[1]))
+        addresses = ["127.0.0.9", "127.0.0.1"]
+        web = stack.enter_context(open_web(resolve=lambda *_: addresses, timeout_s=2.0))
+        came = only(web, f"http://{HOST}:{site.port}/")
+    assert isinstance(came, Page), came
+
+
+def test_one_private_address_among_public_ones_forbids_the_host() -> None:
+    """B12"""
+    with (
+        serving(Site({})) as site,
+        open_web(hosts=[], resolve=lambda *_: ["93.184.215.14", "10.0.0.1"]) as web,
+    ):
+        assert "private network" in why(only(web, "https://mixed.test/"))
+    assert not site.asked
 
 
 def test_tls_is_checked_against_the_name_not_the_address() -> None:

@@ -80,6 +80,7 @@ def test_one_child_serves_a_run_and_none_is_left() -> None:
 
 
 def test_a_document_that_computes_too_long_is_given_up_and_the_next_is_read() -> None:
+    """P34"""
     # Every `<!--` looks for its end to the end of the text.
     endless = b"<!--" * 2_000_000
     with Parser(Limits(cpu_s=1)) as parser:
@@ -94,6 +95,7 @@ def test_a_document_that_takes_too_long_is_given_up() -> None:
 
 
 def test_a_document_that_needs_too_much_memory_is_given_up_and_the_next_is_read() -> None:
+    """P34"""
     with Parser(Limits(memory_bytes=150 * 1024**2)) as parser:
         with pytest.raises(UnreadableDocument, match="memory"):
             parser.parse("a.txt", "退".encode() * 12_000_000)
@@ -132,7 +134,7 @@ def test_the_child_gets_neither_environment_nor_folder() -> None:
 
 
 def test_parsers_may_neither_call_out_nor_write_nor_start_programs(tmp_path: Path) -> None:
-    """What the child forbids itself, tried in a process of its own."""
+    """P34, P35: What the child forbids itself, tried in a process of its own."""
     code = f"""
 import socket, subprocess, os
 from mogine.ingest.worker import Limits, _confine

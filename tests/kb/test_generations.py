@@ -65,6 +65,7 @@ def test_committed_documents_serve(generations: Generations, embedder: Character
 
 
 def test_folders_are_for_the_owner_alone(generations: Generations, embedder: CharacterEmbedder) -> None:
+    """P37"""
     take_in(generations, embedder, make_document("a.md", "text"))
     current = generations.current()
     assert current is not None
@@ -316,6 +317,7 @@ def test_damaged_texts_are_told_when_the_next_change_begins(
 def test_full_disk_leaves_the_old_generation(
     generations: Generations, embedder: CharacterEmbedder, tmp_path: Path
 ) -> None:
+    """F16"""
     name = take_in(generations, embedder, make_document("a.md", "text"))
     child = subprocess.run(
         [sys.executable, "-c", _FILL, str(tmp_path / "data" / "kb")],
@@ -346,6 +348,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_that_is_really_full_leaves_the_old_generation_and_heals(
     small_disk: Path, embedder: CharacterEmbedder
 ) -> None:
+    """F16"""
     generations = Generations(small_disk / "kb")
     name = take_in(generations, embedder, make_document("a.md", "退款"))
     big = make_document("big.md", *(f"passage {n} " + "words " * 200 for n in range(3000)))
@@ -359,6 +362,7 @@ def test_disk_that_is_really_full_leaves_the_old_generation_and_heals(
 
 
 def test_read_only_file_system_is_told_with_its_remedy(small_disk: Path, embedder: CharacterEmbedder) -> None:
+    """F18"""
     # By a child, for no disk is made read-only on which a file is open for writing.
     write = (
         "import sys\nfrom pathlib import Path\nfrom mogine.kb.generations import Generations\n"
@@ -417,6 +421,7 @@ for mark in range(10_000):
 def test_killed_writer_leaves_a_whole_generation(
     generations: Generations, embedder: CharacterEmbedder, tmp_path: Path
 ) -> None:
+    """P37, F14"""
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)

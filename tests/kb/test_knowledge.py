@@ -286,3 +286,15 @@ def test_many_threads_search_at_once(build: Build) -> None:
         thread.join()
     assert len(results) == 160
     assert all(result == expected for result in results)
+
+
+def test_among_near_passages_the_one_with_the_words_that_tell_them_apart_comes_first(build: Build) -> None:
+    texts = ("The S600 filter costs 199.", "The S600 filter is replaced yearly.", "The S600 filter is blue.")
+    question = "replaced S600 filter"
+    # All as near by meaning, but for a hair in favour of the first.
+    table = {question: (1.0, 0.0, 0.0), texts[0]: (1.0, 0.05, 0.0), texts[1]: (1.0, 0.15, 0.0)}
+    documents = [make_document(f"{number}.md", text) for number, text in enumerate(texts)]
+    knowledge = build(*documents, embedder=Placed(table))
+    hits = knowledge.search(question, 3)
+    assert hits[0].passage.text == texts[1]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)

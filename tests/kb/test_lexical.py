@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mogine.kb.lexical import LexicalIndex, LexicalWriter, question_terms, terms
+from mogine.kb.lexical import LexicalIndex, LexicalWriter, question_terms, shares_of_words, terms
 from mogine.kb.texts import Readers, create_texts, open_for_writing
 
 
@@ -225,3 +225,21 @@ def test_shares_are_finite_in_an_empty_base(tmp_path: Path) -> None:
     with index_of(tmp_path) as index:
         assert index.search("退款", 10) == {}
         assert all(math.isfinite(share) for share in index.search("a", 10).values())
+
+
+def test_words_that_all_texts_have_tell_none_of_them_apart() -> None:
+    texts = ["S600 filters last a year", "the S600 makes 42 dB of noise", "S600: free installation"]
+    shares = shares_of_words("how noisy is the S600, what noise", texts)
+    assert shares[1] > 0 and (shares[0], shares[2]) == (0.0, 0.0)
+
+
+def test_words_are_found_in_every_form_that_documents_write_them_in() -> None:
+    texts = ["退貨運費由公司承擔", "companies and their Filters", "education"]
+    assert shares_of_words("退货运费", texts) == [1.0, 0.0, 0.0]
+    assert shares_of_words("company filter", texts) == [0.0, 1.0, 0.0]
+    assert shares_of_words("cat", texts) == [0.0, 0.0, 0.0], "cat is no beginning of a word in education"
+
+
+def test_shares_of_nothing_are_nothing() -> None:
+    assert shares_of_words("？", ["a", "b"]) == [0.0, 0.0]
+    assert shares_of_words("words", []) == []

@@ -79,7 +79,7 @@ def test_missing_folder_says_what_helps(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_home_do_not_reach_chroma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chroma's settings read `.env` of the current directory, which is the home's."""
+    """B13: Chroma's settings read `.env` of the current directory, which is the home's."""
     (tmp_path / ".env").write_text("CHROMA_API_IMPL=chromadb.api.fastapi.FastAPI\nis_persistent=0\n")
     monkeypatch.chdir(tmp_path)
     index = VectorIndex(tmp_path, create=True)

@@ -105,6 +105,7 @@ def test_parts_that_do_not_agree_are_found(generation: Generation, sql: str, par
 @pytest.mark.parametrize("name", ["texts.db", "chroma/chroma.sqlite3"])
 @pytest.mark.parametrize("damage", ["zeroed", "cut", "deleted"])
 def test_a_damaged_database_is_a_finding_and_no_crash(generation: Generation, name: str, damage: str) -> None:
+    """F20"""
     path = generation.path / name
     if damage == "deleted":
         path.unlink()
@@ -118,6 +119,7 @@ def test_a_damaged_database_is_a_finding_and_no_crash(generation: Generation, na
 def test_a_base_with_damaged_vectors_is_told_and_written_anew(
     large: Generation, generations: Generations, embedder: CharacterEmbedder
 ) -> None:
+    """F20"""
     data = bytearray(chroma(large).read_bytes())
     data[len(data) // 2] ^= 0xFF
     chroma(large).write_bytes(data)

@@ -74,6 +74,7 @@ async def test_several_documents_come_as_one_change(words: Settings) -> None:
 
 
 async def test_one_document_that_cannot_be_read_leaves_all_out(words: Settings) -> None:
+    """P37"""
     ingest(words, make_document("a.md", "old"))
     async with serving(words) as client:
         await ready(client)
@@ -110,6 +111,7 @@ async def test_a_copy_of_a_known_document_is_refused_by_its_name(words: Settings
 
 
 async def test_changes_are_for_the_admin_and_refused_before_the_body_is_read(words: Settings) -> None:
+    """B13"""
     async with serving(words) as client:
         assert_envelope(await client.post("/api/documents", files=one("a.md")), 401, "unauthorized")
         assert_envelope(await client.delete("/api/documents/x"), 401, "unauthorized")
@@ -201,6 +203,7 @@ async def test_more_files_than_allowed_and_names_given_twice_are_refused(words: 
     ],
 )
 def test_a_file_name_is_data(given: str, name: str) -> None:
+    """P36, B25"""
     assert file_name(given) == name
 
 
@@ -211,6 +214,7 @@ def test_a_name_that_names_nothing_is_refused(given: str) -> None:
 
 
 async def test_names_that_would_climb_write_nothing_outside(words: Settings) -> None:
+    """P36, B25"""
     before = {path for path in words.home.parent.rglob("*") if "data" not in path.parts}
     async with serving(words) as client:
         response = await send(client, one("../../../evil.md"))

@@ -1,5 +1,6 @@
 """What pages are made of: the widget, its colours, the hand-off's picture, the form without JavaScript."""
 
+import asyncio
 import html
 import json
 import re
@@ -10,6 +11,7 @@ import pytest
 
 from mogine.serve.colours import contrast, palette
 from mogine.serve.plain import render
+from mogine.serve.site import WINDOW_S
 from tests.serve.conftest import Served, Start, assert_envelope
 from tests.serve.test_proxy_chat import knowing
 from tests.upstreams.doubao import DoubaoFake
@@ -31,11 +33,47 @@ async def test_widget_js_knows_the_look_and_follows_site_toml(serve: Start, home
     assert "max-age=300" in first.headers["Cache-Control"]
     assert b"</script" not in first.body
     setup = json.loads(re.findall(r"const setup = (\{.*?\});\n", first.body.decode())[0])
-    assert (setup["title"], setup["position"]) == ("</script><b>客服", "left")
+    assert setup["titles"] == dict.fromkeys(("zh", "en"), "</script><b>客服")
+    assert setup["position"] == "left"
     assert (await served.ask("GET", f"/assets/{setup['build']}/widget/panel.js")).status == 200
     site.write_text('[widget]\ntitle = "x"\n')
     again = await served.ask("GET", "/widget.js", headers={"If-None-Match": first.headers["ETag"]})
-    assert (again.status, b'"title":"x"' in again.body) == (200, True)
+    assert (again.status, b'"en":"x"' in again.body) == (200, True)
+
+
+async def test_texts_of_the_site_come_in_the_visitors_language(serve: Start, home: Path) -> None:
+    site = home / "site.toml"
+    text = """
+    [assistant]
+    name = "小涧"
+    greeting = "您好"
+    ai_notice = "可能有误"
+    starter_questions = ["退款？"]
+    [assistant.en]
+    greeting = "Hello"
+    starter_questions = ["Refunds?"]
+    [widget]
+    title = "客服"
+    [widget.en]
+    title = "Help"
+    """
+    site.write_text(text)
+    served = await serve()
+
+    async def told(query: str) -> tuple[str, ...]:
+        config = (await served.ask("GET", f"/api/chat/config{query}")).json
+        names = ("title", "name", "greeting", "ai_notice")
+        return (*(config[name] for name in names), *config["starters"])
+
+    zh, en = ("客服", "小涧", "您好", "可能有误", "退款？"), ("Help", "小涧", "Hello", "可能有误", "Refunds?")
+    for query in ("", "?lang=zh", "?lang=zh-CN", "?lang=fr", "?lang=../en"):
+        assert await told(query) == zh
+    assert await told("?lang=en") == await told("?lang=en-GB") == en
+    widget = (await served.ask("GET", "/widget.js")).body.decode()
+    assert '"titles":{"zh":"客服","en":"Help"}' in widget
+    site.write_text(f'{text}\n[assistant.zh]\nname = "x"\n'.replace("[widget]", '[widget]\nlanguage = "en"'))
+    await asyncio.sleep(WINDOW_S)  # a busy server does not look at the file for each question
+    assert await told("?lang=zh") == en, "the site speaks English alone"
 
 
 async def test_idle_widget_is_one_small_file(serve: Start) -> None:

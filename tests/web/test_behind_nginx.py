@@ -2,19 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Page, expect
 
 from mogine.serve.proxy import create_app
 from mogine.settings import load_settings
-from tests.fronts.nginx import PREFIX, Fronted
-from tests.upstreams.doubao import DoubaoFake
-from tests.upstreams.script import hang, pause, say, script
+from tests.fronts.nginx import PREFIX, Fronted, site
+from tests.serve.test_workers import site as workers
+from tests.upstreams.doubao import MODEL, DoubaoFake
+from tests.upstreams.script import Script, hang, pause, say, script
 from tests.web.conftest import PHONE, PageServer, visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -82,6 +83,78 @@ async def test_widget_streams_goes_on_and_stops(
             said = [m["content"] for m in fake.requests[1].json["messages"] if m["role"] != "system"]
             assert said == ["q", "first and last", "again"]
         assert front.problems() == []
+
+
+# The question goes to the last of three proxies; what is asked about its answer goes to all of them in turn.
+THREE = """
+    upstream three {{ server 127.0.0.1:{0}; server 127.0.0.1:{1}; server 127.0.0.1:{2}; }}
+    {site}
+"""
+IN_TURN = """
+        location ~ ^/~temp/mogine_agent(/api/chat/(?:resume|stop))$ {
+            proxy_pass http://three$1;
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_buffering off;
+            proxy_next_upstream error timeout http_404 http_503 non_idempotent;
+        }
+"""
+
+
+async def goes_on_and_stops(page: Page, fake: DoubaoFake, rounds: int) -> None:
+    """Ask, leave for the next page, see the rest of the answer there; ask, leave, and press Stop there."""
+    for number in range(0, 2 * rounds, 2):
+        await page.fill("#question", f"question {number}")
+        await page.press("#question", "Enter")
+        await expect(page.locator(".prose").last).to_contain_text("first")
+        await page.reload()
+        await expect(page.locator(".prose").last).to_have_text("first and last")
+        await expect(page.locator(".actions").last).to_be_visible()
+        await page.fill("#question", "again")
+        await page.press("#question", "Enter")
+        await expect(page.locator(".prose").last).to_have_text("half")
+        await page.reload()
+        await expect(page.locator(".prose").last).to_have_text("half")
+        await page.get_by_role("button", name="Stop").click()
+        await fake.wait_disconnect(number + 1)
+    assert len(fake.requests) == 2 * rounds, "nothing was asked for twice"
+
+
+def spoken(rounds: int) -> list[Script]:
+    return [script(say("first "), pause(0.3), say("and last")), script(say("half"), hang())] * rounds
+
+
+async def test_of_three_proxies_the_one_that_gives_the_answer_is_found(
+    browser: Browser, home: Path, nginx: Fronted
+) -> None:
+    """P5: `Stop` ends the vendor's stream wherever it runs; the grace alone would last a minute."""
+    async with DoubaoFake(*spoken(1)) as fake, AsyncExitStack() as stack:
+        grace = {"MOGINE_RESUME_GRACE": "60"}
+        ports = [await stack.enter_async_context(proxy(home, fake, **grace)) for _ in range(3)]
+        places = site({PREFIX: ports[-1]}, IN_TURN + COMPANY.format(prefix=PREFIX))
+        front = nginx(servers=THREE.format(*ports, site=places))
+        server = PageServer(front.origin, "", PREFIX)
+        async with visit(browser, server, "/company", ignore_https_errors=True) as v:
+            await v.page.locator(".bubble").click()
+            await goes_on_and_stops(v.page, fake, 1)
+        assert front.problems() == []
+
+
+async def test_of_several_workers_the_one_that_gives_the_answer_is_found(
+    browser: Browser, home: Path, nginx: Fronted
+) -> None:
+    """P5: nginx has a new connection for each request, which any of the workers may take."""
+    async with DoubaoFake(*spoken(3)) as fake:
+        more = {"MOGINE_RESUME_GRACE": "60", "MOGINE_RATE_LIMIT": "99/minute"}
+        env = {**fake.environ, "DOUBAO_MODEL": MODEL, "MOGINE_KB_URL": "http://127.0.0.1:9", **more}
+        async with workers(home, env, workers=3) as served:
+            front = nginx({PREFIX: served.port}, more=COMPANY.format(prefix=PREFIX))
+            server = PageServer(front.origin, "", PREFIX)
+            async with visit(browser, server, "/company", ignore_https_errors=True) as v:
+                await v.page.locator(".bubble").click()
+                await goes_on_and_stops(v.page, fake, 3)
+            assert front.problems() == []
 
 
 @pytest.mark.parametrize("prefix", ["/", PREFIX])

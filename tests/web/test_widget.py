@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from typing import Any
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -85,7 +84,7 @@ async def test_second_tag_adds_no_second_bubble(browser: Browser, server: PageSe
 
 
 async def test_look_comes_from_the_site_and_the_tag(browser: Browser, server: PageServer) -> None:
-    server.setup = {"title": "客服", "colours": palette("#e60012"), "position": "left"}
+    server.setup = {"titles": {"zh": "客服", "en": "Help"}, "colours": palette("#e60012"), "position": "left"}
     server.lang = "zh-CN"
     async with visit(browser, server, HOST) as v:
         bubble = v.page.get_by_role("button", name="打开对话：客服")
@@ -303,6 +302,27 @@ async def test_person_is_offered_when_nothing_was_found(browser: Browser, server
         assert server.thumbs == [{"request_id": "r1", "session_id": START["session_id"], "handoff": True}]
 
 
+async def test_picture_of_the_handoff_is_shown_where_it_loads(browser: Browser, server: PageServer) -> None:
+    assert server.config is not None
+    server.config["handoff"] = {"text": "", "contacts": [], "picture": "api/chat/handoff.picture"}
+    drawn = '<svg xmlns="http://www.w3.org/2000/svg" width="80" height="80"/>'
+    async with visit(browser, server, HOST) as v:
+        v.expected = ("404",)
+        await v.page.route(
+            "**/handoff.picture", lambda route: route.fulfill(body=drawn, content_type="image/svg+xml")
+        )
+        await opened(v)
+        await answered(await ask(v, server), "I do not know.", "no")
+        card = v.page.get_by_role("complementary", name="Talk to a person")
+        await card.scroll_into_view_if_needed()
+        await expect(card.get_by_role("img")).to_have_js_property("naturalWidth", 80)
+        await v.page.unroute("**/handoff.picture")
+        await v.page.reload()
+        await expect(card).to_be_visible()
+        await card.scroll_into_view_if_needed()
+        await expect(card.get_by_role("img")).to_have_count(0)
+
+
 # --- keys, phones, readers -------------------------------------------------------------------------
 
 
@@ -395,12 +415,11 @@ async def test_damaged_storage_does_no_harm(browser: Browser, server: PageServer
 
 
 @pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_breaks_a_rule_of_accessibility(
-    browser: Browser, server: PageServer, scheme: Any, phone: bool
+    browser: Browser, server: PageServer, phone: bool
 ) -> None:
     server.setup = {"colours": palette("#0b6e75")}
-    options = {"color_scheme": scheme, "reduced_motion": "reduce", **(PHONE if phone else {})}
+    options = {"reduced_motion": "reduce", **(PHONE if phone else {})}
     async with visit(browser, server, HOST, **options) as v:
         v.expected = ("429",)
         # The company's page is not ours to judge.

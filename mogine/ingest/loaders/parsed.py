@@ -9,7 +9,7 @@ PAGE_END = "\f"
 
 # Lines that would be taken for structure although they are words of a document.
 _LOOKS_LIKE_STRUCTURE = re.compile(
-    r"^(?=\s{0,3}(?:#{1,6}(?:\s|$)|```|~~~|-{3,}\s*$|={3,}\s*$|\*{3,}\s*$))", re.M
+    r"^(?=[ \t]{0,3}(?:#{1,6}(?:\s|$)|```|~~~|-{3,}\s*$|={3,}\s*$|\*{3,}\s*$))", re.M
 )
 
 

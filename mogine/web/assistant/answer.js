@@ -282,7 +282,9 @@ export class AnswerView {
     if (citation.heading && citation.heading !== citation.title) {
       summary.append(h("span", { class: "where" }, citation.heading));
     }
-    details.append(summary, h("blockquote", { dir: "auto", tabindex: "0" }, citation.excerpt));
+    const excerpt = h("blockquote", { dir: "auto", tabindex: "0" });
+    new MarkdownView(excerpt, () => null).update(citation.excerpt, false);
+    details.append(summary, excerpt);
     const address = safeAddress(citation.url ?? "");
     if (address) {
       const link = externalLink(address);

@@ -29,6 +29,8 @@ export class Assistant {
   #following = true;
   #savedAt = 0;
   #lastQuestion = "";
+  /** @type {(() => void)[] | null} what needs the configuration, until that is there */
+  #waiting = [];
 
   #log = h("div", { id: "log", role: "log" });
   #greeting = h("p", { id: "greeting", dir: "auto" });
@@ -100,6 +102,9 @@ export class Assistant {
     this.#config = config;
     ({ language: this.language, words: this.words } = wordsFor(this.#languages, config.language));
     this.#showWords();
+    for (const offer of this.#waiting ?? []) offer();
+    this.#waiting = null;
+    this.#keepUp();
   }
 
   focus() {
@@ -294,7 +299,9 @@ export class Assistant {
   /** @param {Turn} turn @param {AnswerView} view @param {boolean} nothingFound */
   #offerPerson(turn, view, nothingFound) {
     const of = { requestId: turn.requestId, sessionId: this.#conversation.session };
-    view.offerPerson(this.#config.handoff, nothingFound, of);
+    const offer = () => view.offerPerson(this.#config.handoff, nothingFound, of);
+    if (this.#waiting) this.#waiting.push(offer);
+    else offer();
   }
 
   /** @param {Turn} turn @param {AnswerView} view */

@@ -108,7 +108,7 @@ async function start() {
   addEventListener("storage", showList);
   const asked = new URLSearchParams(location.search).get("q");
   // The page works without its configuration: the words of its own stand in.
-  const configured = loadConfig().catch(() => ({}));
+  const configured = loadConfig(assistant.language).catch(() => ({}));
   if (asked === null) assistant.open(store.current());
   else {
     store.setCurrent(null);

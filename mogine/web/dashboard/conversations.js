@@ -4,11 +4,12 @@ import { h } from "../shared/dom.js";
 import { MarkdownView, externalLink, safeAddress } from "../shared/markdown.js";
 import { addressOf, ask } from "./api.js";
 import { questionTable } from "./numbers.js";
-import { badge, card, duration, moment, number, table, yuan } from "./parts.js";
+import { badge, card, defined, duration, moment, number, table, yuan } from "./parts.js";
 import { t } from "./words.js";
 
 const PAGE = 50;
 const AROUND_MS = 5000;
+const LOOK_AGAIN_MS = 1500;
 
 /** @typedef {import("./dashboard.js").Place} Place @typedef {import("./numbers.js").Screen} Screen */
 
@@ -97,7 +98,7 @@ function turn(row, place, isOpen) {
   const passages = table(
     t.passages,
     [
-      { label: "#", of: (c) => c.number, kind: "number" },
+      { label: "#", of: (c) => c.number },
       { label: t.title, of: (c) => c.title || c.source, show: (title, c) => link(c.url, `${title}${c.heading ? ` › ${c.heading}` : ""}`) },
       { label: t.source, of: (c) => c.source },
       { label: t.score, of: (c) => c.score, kind: "number", show: number },
@@ -120,7 +121,7 @@ function turn(row, place, isOpen) {
     [t.visitor, row.visitor.slice(0, 12) || "–"],
     [t.requestId, row.id],
   ]);
-  const trace = h("details", { class: "trace", open: isOpen }, h("summary", {}, `${t.trace}: ${duration(row.first_token_ms)} · ${yuan(row.cost_cny)}`), h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", { dir: "auto" }, value)])), row.citations.length > 0 ? h("h3", {}, t.passages) : null, row.citations.length > 0 ? passages : null);
+  const trace = h("details", { class: "trace", open: isOpen }, h("summary", {}, `${t.trace}: ${duration(row.first_token_ms)} · ${yuan(row.cost_cny)}`), h("dl", {}, ...facts.flatMap(([name, value]) => [h("dt", {}, defined(name)), h("dd", { dir: "auto" }, value)])), row.citations.length > 0 ? h("h3", {}, t.passages) : null, row.citations.length > 0 ? passages : null);
   return h("article", {}, h("p", { class: "asked", dir: "auto" }, row.question || t.noText), row.answer ? prose : h("p", { class: "empty" }, row.error_type || t.noText), trace);
 }
 
@@ -135,40 +136,60 @@ function link(url, text) {
 
 /** @param {Place} place @returns {Promise<Screen>} */
 export async function gaps(place) {
+  const { signal } = place;
   const status = place.at.status && place.at.status in t.gapStates ? place.at.status : "todo";
-  const [found, documents] = await Promise.all([
-    ask("gaps", { status, limit: 200 }, { signal: place.signal }),
-    ask("kb/documents", {}, { signal: place.signal }).catch(() => ({ documents: [] })),
-  ]);
+  const load = () => ask("gaps", { status, limit: 200 }, { signal });
+  const [first, documents] = await Promise.all([load(), ask("kb/documents", {}, { signal }).catch(() => ({ documents: [] }))]);
   const names = documents.documents.map((/** @type {any} */ document) => document.source);
-  const counts = (/** @type {string} */ state) => (state === "todo" ? (found.counts.open ?? 0) + (found.counts.accepted ?? 0) : state === "all" ? Object.values(found.counts).reduce((sum, n) => sum + n, 0) : found.counts[state] ?? 0);
-  const tabs = Object.entries(t.gapStates).map(([state, label]) => h("button", { type: "button", "aria-pressed": String(state === status), click: () => place.go({ view: "gaps", status: state }) }, `${label} ${number(counts(state))}`));
-  const list = h("datalist", { id: "documents" }, ...names.map((/** @type {string} */ value) => h("option", { value })));
-  const items = found.gaps.map((/** @type {any} */ gap) => gapItem(gap, place));
-  return {
-    nodes: [
-      h("p", { class: "lead" }, t.gapsLead),
-      h("div", { class: "tabs" }, ...tabs),
-      found.looking ? h("p", { class: "note", role: "status" }, t.looking) : "",
+  const sheet = { title: t.views.gaps, columns: ["id", "status", "question", "visitors", "asked", "weight", "last_at", "nearest", "score", "reason"], rows: /** @type {unknown[][]} */ ([]) };
+  const box = h("div", { class: "looked" });
+  const tab = (/** @type {any} */ counts, /** @type {string} */ state, /** @type {string} */ label) => {
+    const count = state === "todo" ? (counts.open ?? 0) + (counts.accepted ?? 0) : state === "all" ? Object.values(counts).reduce((sum, n) => sum + n, 0) : counts[state] ?? 0;
+    return h("button", { type: "button", "aria-pressed": String(state === status), click: () => place.go({ view: "gaps", status: state }) }, `${label} ${number(count)}`);
+  };
+  const draw = (/** @type {any} */ found) => {
+    const items = found.gaps.map((/** @type {any} */ gap) => gapItem(gap, place, renew));
+    sheet.rows = found.gaps.map((/** @type {any} */ gap) => [gap.id, gap.status, gap.question, gap.visitors, gap.asked, gap.weight, gap.last_at, gap.nearest?.source, gap.nearest?.score, gap.reason]);
+    box.replaceChildren(
+      h("div", { class: "tabs" }, ...Object.entries(t.gapStates).map(([state, label]) => tab(found.counts, state, label))),
+      h("p", { class: "note", role: "status" }, found.looking && items.length > 0 ? t.looking : ""),
       found.problem ? h("p", { class: "note bad" }, found.problem) : "",
-      list,
-      items.length > 0 ? h("ul", { class: "gaps" }, ...items) : h("p", { class: "empty card" }, t.nothing),
-    ],
-    sheets: [{ title: t.views.gaps, columns: ["id", "status", "question", "visitors", "asked", "weight", "last_at", "nearest", "score", "reason"], rows: found.gaps.map((/** @type {any} */ gap) => [gap.id, gap.status, gap.question, gap.visitors, gap.asked, gap.weight, gap.last_at, gap.nearest?.source, gap.nearest?.score, gap.reason]) }],
+      items.length > 0 ? h("ul", { class: "gaps" }, ...items) : h("p", { class: "empty card", role: found.looking ? "status" : null }, found.looking ? t.looking : t.nothing),
+    );
+    if (found.looking) setTimeout(() => void watch(), LOOK_AGAIN_MS);
+  };
+  const renew = async () => {
+    draw(await load());
+    /** @type {HTMLElement | null} */ (box.querySelector("[aria-pressed=true]"))?.focus();
+  };
+  // What a look finds comes in by itself, but never under the hands of who writes or reads something here.
+  const watch = async () => {
+    const found = signal.aborted ? null : await load().catch(() => null);
+    if (signal.aborted) return;
+    if (found === null || found.looking || box.querySelector("form, .quoted")) setTimeout(() => void watch(), LOOK_AGAIN_MS);
+    else draw(found);
+  };
+  draw(first);
+  return {
+    nodes: [h("p", { class: "lead" }, t.gapsLead), h("datalist", { id: "documents" }, ...names.map((/** @type {string} */ value) => h("option", { value }))), box],
+    sheets: [sheet],
   };
 }
 
-/** @param {any} gap @param {Place} place */
-function gapItem(gap, place) {
+/** @param {any} gap @param {Place} place @param {() => Promise<void>} renew shows the list as it is then */
+function gapItem(gap, place, renew) {
   const tone = { open: "warn", accepted: "", closed: "good", ignored: "" };
   const signals = Object.entries(gap.signals).map(([name, count]) => badge(`${t.signals[/** @type {"declined"} */ (name)] ?? name} ${count}`));
   const error = h("p", { class: "bad", role: "alert" });
   const act = async (/** @type {string} */ what, /** @type {object} */ body) => {
+    item.setAttribute("aria-busy", "true");
     try {
       await ask(`gaps/${gap.id}/${what}`, {}, { json: body });
-      place.again();
+      await renew();
     } catch (problem) {
       error.textContent = String(/** @type {Error} */ (problem).message);
+    } finally {
+      item.removeAttribute("aria-busy");
     }
   };
   const room = h("div");
@@ -204,11 +225,11 @@ function gapItem(gap, place) {
   ];
   const proof = gap.evidence ? h("p", { class: "proof" }, `${t.evidence}: `, badge(gap.evidence.passed ? t.passed : t.notPassed, gap.evidence.passed ? "good" : "warn"), ` ${gap.evidence.generation}${gap.evidence.rank ? `, ${t.rank} ${gap.evidence.rank}` : ""} ${gap.evidence.why ?? ""}`) : null;
   const near = gap.nearest?.source ? h("p", { class: "near", dir: "auto" }, `${t.nearest}: ${gap.nearest.title || gap.nearest.source} (${number(gap.nearest.score)})`) : null;
-  return h(
+  const item = h(
     "li",
     { class: "card gap" },
     h("h2", { dir: "auto" }, gap.question),
-    h("p", { class: "facts" }, badge(t.gapStates[/** @type {"open"} */ (gap.status)], tone[/** @type {"open"} */ (gap.status)]), ` ${number(gap.visitors)} ${t.visitors} · ${number(gap.asked)} ${t.asked} · ${t.lastAsked} ${moment(gap.last_at, place.zone)} `, ...signals),
+    h("p", { class: "facts" }, badge(t.gapStates[/** @type {"open"} */ (gap.status)], tone[/** @type {"open"} */ (gap.status)]), ` ${t.askedBy(number(gap.visitors), number(gap.asked))} · ${t.lastAsked} ${moment(gap.last_at, place.zone)} `, ...signals),
     near,
     gap.test ? h("p", { dir: "auto" }, `${t.expect}: ${gap.test.expect ?? ""}`) : null,
     proof,
@@ -217,4 +238,5 @@ function gapItem(gap, place) {
     room,
     error,
   );
+  return item;
 }

@@ -113,6 +113,7 @@ function frame(view, at) {
     h("header", { class: "head" }, h("span", { class: "brand" }, "mogine"), h("nav", { "aria-label": "mogine" }, ...links), h("button", { type: "button", class: "quiet", click: () => void signOut() }, t.signOut)),
     h("main", {}, h("div", { class: "title" }, h("h1", {}, t.views[/** @type {"overview"} */ (view)]), save), bar, content),
   );
+  app.querySelector("[aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
   return { content, save };
 }
 

@@ -44,7 +44,7 @@ export async function knowledge(place) {
       card(`${t.documents} (${number(rows.length)})`, uploadForm(place), list, detail),
       card(t.generations, generationTable(generations?.generations ?? [], place, problem)),
     ],
-    sheets: [{ title: t.documents, columns: columns.slice(0, -1).map((c) => c.label), rows: rows.map((/** @type {any} */ row) => columns.slice(0, -1).map((c) => c.of(row))) }],
+    sheets: [{ title: t.documents, columns: columns.slice(0, -1).map((c) => c.label), rows: rows.map((/** @type {any} */ row) => columns.slice(0, -1).map((c) => c.of(row))) }, { title: t.generations, columns: [t.generation, t.created, t.documents, t.pieces, t.bytes, t.serves], rows: (generations?.generations ?? []).map((/** @type {any} */ row) => [row.name, row.created_at, row.documents, row.passages, row.bytes, row.serves ? t.yes : t.no]) }],
   };
 }
 

@@ -34,7 +34,7 @@ function localDay(iso, zone) {
 }
 
 /** @param {any} found @param {string} name */
-function defined(found, name) {
+function meaning(found, name) {
   return t.definitions[name] ?? String(found.definitions?.[name] ?? "");
 }
 
@@ -44,14 +44,14 @@ export async function overview(place) {
   const { totals, previous, series } = found;
   if (totals.questions === 0 && totals.bots === 0) return { nodes: [empty()], sheets: [] };
   const against = (/** @type {string} */ name, /** @type {boolean | null} */ moreIsBetter) => (place.compare ? change(totals[name], previous[name], moreIsBetter) : null);
-  const one = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ value, /** @type {boolean | null} */ better) => tile({ label, value, change: against(name, better), definition: defined(found, name) });
+  const one = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ value, /** @type {boolean | null} */ better) => tile({ label, value, change: against(name, better), definition: meaning(found, name) });
   const tiles = [
     one(t.questions, "questions", number(totals.questions), true),
     one(t.visitors, "visitors", number(totals.visitors), true),
     one(t.answeredShare, "answered_share", percent(totals.answered_share), true),
     one(t.thumbs, "thumbs_up", `${number(totals.thumbs_up)} / ${number(totals.thumbs_down)}`, true),
     one(t.cost, "cost_cny", yuan(totals.cost_cny), null),
-    tile({ label: t.firstToken, value: duration(found.latency.first_token_ms.p50), definition: defined(found, "first_token_ms"), change: place.compare && before ? change(found.latency.first_token_ms.p50, before.latency.first_token_ms.p50, false) : null }),
+    tile({ label: t.firstToken, value: duration(found.latency.first_token_ms.p50), definition: meaning(found, "first_token_ms"), change: place.compare && before ? change(found.latency.first_token_ms.p50, before.latency.first_token_ms.p50, false) : null }),
     one(t.errorShare, "error_share", percent(totals.error_share), false),
     ...(place.bots ? [one(t.crawlers, "bots", number(totals.bots), null)] : []),
   ];
@@ -66,7 +66,7 @@ export async function overview(place) {
   ];
   const sources = [
     { label: t.title, of: (/** @type {any} */ row) => row.title || row.source },
-    { label: t.questions, of: (/** @type {any} */ row) => row.questions, kind: /** @type {const} */ ("number"), show: number },
+    { label: t.hits, of: (/** @type {any} */ row) => row.questions, kind: /** @type {const} */ ("number"), show: number },
     { label: t.score, of: (/** @type {any} */ row) => row.score, kind: /** @type {const} */ ("number"), show: number },
   ];
   return {
@@ -78,11 +78,17 @@ export async function overview(place) {
     ],
     sheets: [
       totalsSheet(found),
-      { title: t.perDay, columns: Object.keys(series[0] ?? {}), rows: series.map((/** @type {any} */ row) => Object.values(row)) },
+      seriesSheet(t.perDay, series),
+      { title: t.when, columns: [t.weekday, ...found.hour_weekday[0].map((/** @type {number} */ _, /** @type {number} */ hour) => `${hour}:00`)], rows: found.hour_weekday.map((/** @type {number[]} */ counts, /** @type {number} */ day) => [t.weekdays[day], ...counts]) },
       { title: t.topQuestions, columns: questions.map((c) => c.label), rows: found.top_questions.map((/** @type {any} */ row) => questions.map((c) => c.of(row))) },
       { title: t.topSources, columns: ["source", ...sources.map((c) => c.label)], rows: found.top_sources.map((/** @type {any} */ row) => [row.source, ...sources.map((c) => c.of(row))]) },
     ],
   };
+}
+
+/** @param {string} title @param {any[]} series everything of each day @returns {Sheet} */
+function seriesSheet(title, series) {
+  return { title, columns: Object.keys(series[0] ?? {}), rows: series.map((row) => Object.values(row)) };
 }
 
 /** @param {any} found @returns {Sheet} */
@@ -131,10 +137,10 @@ export function questionTable(rows, place) {
   );
 }
 
-/** @param {any[]} rows @param {string} name @param {string} label */
+/** @param {any[]} rows @param {"provider" | "model"} name @param {string} label */
 function costTable(rows, name, label) {
   const columns = [
-    { label, of: (/** @type {any} */ row) => row[name] || t.reasonNone },
+    { label: t[name], of: (/** @type {any} */ row) => row[name] || t.reasonNone },
     { label: t.cost, of: (/** @type {any} */ row) => row.cost_cny, kind: /** @type {const} */ ("number"), show: yuan },
     { label: t.questions, of: (/** @type {any} */ row) => row.questions, kind: /** @type {const} */ ("number"), show: number },
     { label: t.perQuestion, of: (/** @type {any} */ row) => (row.questions ? row.cost_cny / row.questions : null), kind: /** @type {const} */ ("number"), show: yuan },
@@ -150,7 +156,7 @@ export async function cost(place) {
     const share = limit ? value / limit : 0;
     const meter = limit ? h("meter", { min: "0", max: "1", low: "0.8", high: "0.999", optimum: "0.5", value: String(Math.min(1, share)), "aria-label": `${label}: ${percent(share, 0)} ${t.used}` }) : null;
     const note = h("span", { class: share >= 1 ? "bad" : share >= 0.8 ? "warn" : "" }, limit ? `${percent(share, 0)} · ${t.budgetOf(yuan(limit))}` : t.noBudget);
-    const made = tile({ label, value: yuan(value), change: note, definition: defined(found, "cost_cny") });
+    const made = tile({ label, value: yuan(value), change: note, definition: meaning(found, "cost_cny") });
     if (meter) made.append(meter);
     return made;
   };
@@ -160,19 +166,25 @@ export async function cost(place) {
   const model = costTable(found.by_model, "model", t.byModel);
   return {
     nodes: [
-      h("div", { class: "tiles" }, spent(t.spentToday, budget.today_cny, budget.daily_budget_cny), spent(t.spentMonth, budget.month_cny, budget.monthly_budget_cny), tile({ label: t.forecast, value: yuan(budget.forecast_month_cny), change: over ? h("span", { class: "bad" }, `▲ ${t.budgetOf(yuan(budget.monthly_budget_cny))}`) : null }), tile({ label: t.cost, value: yuan(found.totals.cost_cny), change: place.compare ? change(found.totals.cost_cny, found.previous.cost_cny, null) : null, definition: defined(found, "cost_cny") })),
+      h("div", { class: "tiles" }, spent(t.spentToday, budget.today_cny, budget.daily_budget_cny), spent(t.spentMonth, budget.month_cny, budget.monthly_budget_cny), tile({ label: t.forecast, value: yuan(budget.forecast_month_cny), change: over ? h("span", { class: "bad" }, `▲ ${t.budgetOf(yuan(budget.monthly_budget_cny))}`) : null }), tile({ label: t.cost, value: yuan(found.totals.cost_cny), change: place.compare ? change(found.totals.cost_cny, found.previous.cost_cny, null) : null, definition: meaning(found, "cost_cny") })),
       card(t.costPerDay, chart(t.costPerDay, days, [{ name: t.cost, values: found.series.map((/** @type {any} */ row) => row.cost_cny), format: yuan }])),
       card(t.byProvider, provider.node),
       card(t.byModel, model.node),
     ],
-    sheets: [totalsSheet(found), provider.sheet, model.sheet],
+    sheets: [
+      { title: t.views.cost, columns: Object.keys(budget), rows: [Object.values(budget)] },
+      totalsSheet(found),
+      seriesSheet(t.costPerDay, found.series),
+      provider.sheet,
+      model.sheet,
+    ],
   };
 }
 
 /** @param {Place} place @returns {Promise<Screen>} */
 export async function quality(place) {
   const [{ found, before }, system] = await Promise.all([statistics(place), ask("system", {}, { signal: place.signal })]);
-  const wait = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ p) => tile({ label, value: duration(found.latency[name][p]), change: before ? change(found.latency[name][p], before.latency[name][p], false) : null, definition: defined(found, name) });
+  const wait = (/** @type {string} */ label, /** @type {string} */ name, /** @type {string} */ p) => tile({ label, value: duration(found.latency[name][p]), change: before ? change(found.latency[name][p], before.latency[name][p], false) : null, definition: meaning(found, name) });
   const first = t.firstWord;
   const days = found.series.map((/** @type {any} */ row) => row.day);
   const reasons = [
@@ -203,7 +215,13 @@ export async function quality(place) {
       ])),
       h("div", { class: "columns even" }, card(t.byError, table(t.byError, reasons, found.by_error, { bars: 1 })), card(t.breakers, breakers)),
     ],
-    sheets: [totalsSheet(found), { title: t.byError, columns: reasons.map((c) => c.label), rows: found.by_error.map((/** @type {any} */ row) => reasons.map((c) => c.of(row))) }],
+    sheets: [
+      totalsSheet(found),
+      { title: t.latency, columns: ["ms", t.p50, t.p95, t.p99], rows: [[first, "first_token_ms"], [t.wholeAnswer, "duration_ms"]].map(([label, name]) => [label, ...["p50", "p95", "p99"].map((p) => found.latency[name][p])]) },
+      seriesSheet(t.errorsPerDay, found.series),
+      { title: t.byError, columns: reasons.map((c) => c.label), rows: found.by_error.map((/** @type {any} */ row) => reasons.map((c) => c.of(row))) },
+      { title: t.breakers, columns: [t.provider, t.breaker, t.keys, t.resting], rows: vendors.map((row) => [row.name, row.breaker, row.keys, row.keys_resting]) },
+    ],
   };
 }
 
@@ -211,6 +229,7 @@ export async function quality(place) {
 export async function system(place) {
   const found = await ask("system", {}, { signal: place.signal });
   const tone = { ready: "good", not_ready: "warn", unreachable: "bad" };
+  const rows = Object.entries(found.servers).map(([name, of]) => ({ name, .../** @type {any} */ (of) }));
   const servers = table(
     t.servers,
     [
@@ -219,24 +238,25 @@ export async function system(place) {
       { label: t.detail, of: (row) => Object.values(row.problems).join("; ") || "–" },
       { label: t.took, of: (row) => row.took_ms, kind: "number", show: duration },
     ],
-    Object.entries(found.servers).map(([name, of]) => ({ name, .../** @type {any} */ (of) })),
+    rows,
   );
   const pairs = (/** @type {string} */ title, /** @type {[string, string][]} */ rows) => table(title, [{ label: t.name, of: (row) => row[0] }, { label: t.detail, of: (row) => row[1] }], rows);
   const files = Object.entries(found.files).map(([name, bytes]) => /** @type {[string, string]} */ ([t.fileNames[/** @type {"all"} */ (name)] ?? name, size(Number(bytes))]));
   const versions = /** @type {[string, string][]} */ (Object.entries(found.versions));
+  const looked = { title: t.doctor, columns: [t.name, t.status, t.detail, t.fix], rows: /** @type {unknown[][]} */ ([]) };
   const used = 1 - found.disk.free_bytes / found.disk.total_bytes;
   return {
     nodes: [
       card(t.servers, servers),
-      h("div", { class: "columns even" }, card(t.versions, pairs(t.versions, versions)), card(t.disk, h("p", { class: used > 0.9 ? "bad" : "" }, `${size(found.disk.free_bytes)} ${t.free} (${percent(1 - used, 0)})`), h("meter", { min: "0", max: "1", high: "0.9", optimum: "0.3", value: String(used), "aria-label": t.disk }), pairs(t.files, files), h("p", { class: "note" }, t.kept(found.retention_days)))),
-      doctor(place),
+      h("div", { class: "columns even" }, card(t.versions, pairs(t.versions, versions)), card(t.disk, h("p", { class: used > 0.9 ? "bad" : "" }, `${size(found.disk.free_bytes)} ${t.free} (${percent(1 - used, 0)})`), h("meter", { min: "0", max: "1", high: "0.9", optimum: "0.3", value: String(used), "aria-label": t.disk }), pairs(t.files, files), h("p", { class: "note" }, found.newest_backup_at ? t.newestBackup(moment(found.newest_backup_at, place.zone)) : t.noBackup), h("p", { class: "note" }, t.kept(found.retention_days)))),
+      doctor(place, looked),
     ],
-    sheets: [{ title: t.versions, columns: [t.name, t.detail], rows: versions }, { title: t.files, columns: [t.name, "bytes"], rows: Object.entries(found.files) }],
+    sheets: [looked, { title: t.servers, columns: [t.name, t.status, t.detail, "ms"], rows: rows.map((row) => [row.name, row.status, Object.values(row.problems).join("; "), row.took_ms]) }, { title: t.disk, columns: Object.keys(found.disk), rows: [Object.values(found.disk)] }, { title: t.versions, columns: [t.name, t.detail], rows: versions }, { title: t.files, columns: [t.name, "bytes"], rows: Object.entries(found.files) }],
   };
 }
 
-/** What `mogine doctor` says, looked up when it is asked for. @param {Place} place */
-function doctor(place) {
+/** What `mogine doctor` says, looked up when it is asked for. @param {Place} place @param {Sheet} sheet gets it too */
+function doctor(place, sheet) {
   const tone = { ok: "good", warning: "warn", error: "bad" };
   const columns = [
     { label: t.name, of: (/** @type {any} */ line) => line.name },
@@ -251,6 +271,7 @@ function doctor(place) {
       const found = await ask("doctor", {}, { json: {}, signal: place.signal });
       const order = ["error", "warning", "ok"];
       found.lines.sort((/** @type {any} */ a, /** @type {any} */ b) => order.indexOf(a.status) - order.indexOf(b.status));
+      sheet.rows = found.lines.map((/** @type {any} */ line) => columns.map((c) => c.of(line)));
       box.replaceChildren(table(t.doctor, columns, found.lines));
     } catch (problem) {
       box.replaceChildren(h("p", { class: "bad" }, /** @type {Error} */ (problem).message));

@@ -1,10 +1,13 @@
 // What screens are made of: tiles, tables, charts with their table, and files of what is shown.
 
 import { h } from "../shared/dom.js";
-import { t } from "./words.js";
+import { meaningOf, t } from "./words.js";
 
 /** @typedef {{label: string, of: (row: any) => any, kind?: "number" | "text" | "when", show?: (value: any, row: any) => Node | string}} Column */
 /** @typedef {{title: string, columns: string[], rows: unknown[][]}} Sheet what "export" writes */
+
+// Steps of an axis for what comes in whole numbers.
+const WHOLE = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
 
 let tips = 0;
 
@@ -13,16 +16,24 @@ let tips = 0;
  * @returns {HTMLElement}
  */
 export function tile({ label, value, change = null, definition = "", tone = "" }) {
-  const id = `tip-${(tips += 1)}`;
-  const name = definition ? withDefinition(label, definition, id) : h("span", {}, label);
-  return h("div", { class: `tile ${tone}` }, h("p", { class: "label" }, name), h("p", { class: "value" }, value), h("p", { class: "change" }, change ?? "\u00a0"));
+  return h("div", { class: `tile ${tone}` }, h("p", { class: "label" }, defined(label, definition)), h("p", { class: "value" }, value), h("p", { class: "change" }, change ?? "\u00a0"));
 }
 
-/** A name that tells what it means on hover and focus. @param {string} label @param {string} definition @param {string} id */
-function withDefinition(label, definition, id) {
-  const tip = h("span", { class: "tip", role: "tooltip", id }, definition);
+/** A number's name, which tells what it means on hover and focus. @param {string} label @param {string} [meaning] */
+export function defined(label, meaning = "") {
+  meaning ||= meaningOf(label);
+  if (meaning === "") return h("span", {}, label);
+  const id = `tip-${(tips += 1)}`;
+  const tip = h("span", { class: "tip", role: "tooltip", id }, meaning);
   const button = h("button", { type: "button", class: "defined", "aria-describedby": id, keydown: (event) => event.key === "Escape" && event.target.blur() }, label);
-  return h("span", { class: "has-tip" }, button, tip);
+  // Beside its name in the window, since tables would cut it off.
+  const put = () => {
+    const { left, top, bottom } = button.getBoundingClientRect();
+    const below = bottom + 8 + tip.offsetHeight <= innerHeight;
+    tip.style.setProperty("left", `${Math.max(8, Math.min(left, innerWidth - tip.offsetWidth - 8))}px`);
+    tip.style.setProperty("top", `${below ? bottom + 8 : top - 8 - tip.offsetHeight}px`);
+  };
+  return h("span", { class: "has-tip", pointerenter: put, focusin: put }, button, tip);
 }
 
 /** The change against the period before, told by sign and word, not by colour alone.
@@ -43,7 +54,7 @@ export function change(now, before, moreIsBetter) {
 export function table(title, columns, rows, { pick, empty = t.nothing, bars = -1 } = {}) {
   if (rows.length === 0) return h("p", { class: "empty" }, empty);
   const most = bars < 0 ? 0 : Math.max(1e-9, ...rows.map((row) => Number(columns[bars].of(row)) || 0));
-  const head = h("tr", {}, ...columns.map(({ label, kind }) => h("th", { scope: "col", class: kind ?? null }, label)));
+  const head = h("tr", {}, ...columns.map(({ label, kind }) => h("th", { scope: "col", class: kind ?? null }, defined(label))));
   const body = rows.map((row) => {
     const cells = columns.map(({ of, kind, show }, at) => {
       const value = of(row);
@@ -124,14 +135,17 @@ function plot(box, labels, series) {
     scales: { x: { time: true, range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => [low - 43200, high + 43200] }, y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ high) => [0, high > 0 ? high * 1.08 : 1] } },
     tzDate: (/** @type {number} */ stamp) => uPlot.tzDate(new Date(stamp * 1000), "Etc/UTC"),
     axes: [
-      { ...axis, grid: { show: false }, space: 60, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((split) => day.format(new Date(split * 1000))) },
-      { ...axis, size: 56, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((split) => (series[0]?.format ?? number)(split)) },
+      { ...axis, grid: { show: false }, size: 30, space: 60, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((split) => day.format(new Date(split * 1000))) },
+      { ...axis, size: 56, incrs: series[0]?.format ? undefined : WHOLE, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((split) => (series[0]?.format ?? number)(split)) },
     ],
     series: [{ label: t.day, value: (/** @type {any} */ _, /** @type {number | null} */ at) => (at === null ? "–" : day.format(new Date(at * 1000))) }, ...shapes],
     cursor: { drag: { x: false, y: false }, points: { show: false } },
+    hooks: { setCursor: [(/** @type {any} */ drawn) => drawn.cursor.idx === null && showLast(drawn)] },
   };
+  // While nobody points at a day, the legend tells the last one.
+  const showLast = (/** @type {any} */ drawn) => drawn.setLegend({ idx: days.length - 1 }, false);
   box.replaceChildren();
-  new uPlot(options, [days, ...series.map(({ values }) => values)], box);
+  showLast(new uPlot(options, [days, ...series.map(({ values }) => values)], box));
 }
 
 /** Hour by weekday as a table whose cells are shaded. @param {number[][]} grid seven rows, Monday first */

@@ -48,12 +48,13 @@ export class ApiError extends Error {
  * @typedef {{event: string, data: any, id: string}} AnswerEvent
  */
 
-/** @param {URL} [root] @returns {Promise<Partial<ChatConfig>>} */
-export async function loadConfig(root = ROOT) {
+/** @param {string} language of the texts, where the site does not fix one @param {URL} [root]
+ * @returns {Promise<Partial<ChatConfig>>} */
+export async function loadConfig(language, root = ROOT) {
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(), CONFIG_TIMEOUT_MS);
   try {
-    const response = await fetch(new URL("api/chat/config", root), {
+    const response = await fetch(new URL(`api/chat/config?lang=${language}`, root), {
       headers: { Accept: "application/json" },
       credentials: "same-origin",
       signal: timeout.signal,

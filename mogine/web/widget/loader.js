@@ -13,7 +13,7 @@
     .concat(navigator.languages || [navigator.language])
     .filter(Boolean);
   const spoken = languages.find((language) => /^(zh|en)\b/i.test(language)) || "en";
-  const title = look.title || "";
+  const title = (look.titles || {})[spoken.slice(0, 2).toLowerCase()] || "";
   const name = /^zh/i.test(spoken) ? "打开对话" : "Open the chat";
 
   const css = `
@@ -76,7 +76,7 @@
       const open = (wanted) => {
         bubble.classList.add("busy");
         return load()
-          .then((module) => module.start({ host: this, shadow, bubble, look, languages, wanted }))
+          .then((module) => module.start({ host: this, shadow, bubble, look, title, languages, wanted }))
           .then(() => bubble.classList.remove("busy"))
           .catch(() => {
             bubble.classList.remove("busy");

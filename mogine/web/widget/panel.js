@@ -17,6 +17,7 @@ const PHONE = "(max-width: 479px)";
  * @property {ShadowRoot} shadow
  * @property {HTMLElement} bubble
  * @property {any} look
+ * @property {string} title
  * @property {string[]} languages
  * @property {boolean} wanted whether the visitor pressed the bubble just now
  */
@@ -61,7 +62,7 @@ class Panel {
   #look;
 
   /** @param {Options} options */
-  constructor({ shadow, bubble, look, languages }) {
+  constructor({ shadow, bubble, look, title, languages }) {
     this.store.tidy();
     this.#bubble = bubble;
     this.#look = look;
@@ -78,7 +79,7 @@ class Panel {
     );
     dress(this.#element, look);
     shadow.append(this.#element);
-    this.#showWords({ title: look.title });
+    this.#showWords({ title });
     this.#element.addEventListener("keydown", (event) => this.#onKey(event));
     this.#element.addEventListener("click", (event) => {
       if (!this.#more.contains(/** @type {Node} */ (event.target))) this.#openMenu(false);
@@ -94,11 +95,11 @@ class Panel {
     visualViewport?.addEventListener("scroll", () => this.#fit());
     this.#assistant.open(this.store.current());
     // The panel works without its configuration: the words of its own stand in.
-    void loadConfig()
+    void loadConfig(this.#assistant.language)
       .catch(() => ({}))
       .then((config) => {
         this.#assistant.configure(config);
-        this.#showWords({ title: look.title, ...config });
+        this.#showWords({ title, ...config });
       });
   }
 

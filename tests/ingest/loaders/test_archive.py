@@ -26,11 +26,13 @@ def test_kind_is_told_by_the_parts() -> None:
 
 
 def test_a_bomb_is_refused_by_its_ratio() -> None:
+    """P35"""
     with pytest.raises(UnreadableDocument, match="100 times"):
         refuse_bombs(with_part(WORD, "word/media/a.bin", lambda _: bytes(50 * 1024**2)))
 
 
 def test_a_bomb_that_lies_about_its_size_is_refused() -> None:
+    """P35"""
     bomb = bytearray(zipped({"word/document.xml": bytes(30 * 1024**2)}))
     at = bomb.find(b"PK\x01\x02")
     struct.pack_into("<I", bomb, at + 24, 10)
@@ -45,12 +47,14 @@ def test_too_much_text_is_refused_however_it_is_packed() -> None:
 
 
 def test_too_many_entries_are_refused() -> None:
+    """P35"""
     with pytest.raises(UnreadableDocument, match="2000 entries"):
         office_kind(zipped({f"word/{n}": b"" for n in range(2001)}))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
 def test_xml_entities_are_refused(encoding: str) -> None:
+    """P35"""
     bomb = '<!DOCTYPE lolz [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;">]><w>&lol2;</w>'
     with pytest.raises(UnreadableDocument, match="document type"):
         refuse_bombs(with_part(WORD, "word/document.xml", lambda _: bomb.encode(encoding)))

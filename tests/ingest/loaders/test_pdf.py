@@ -97,5 +97,6 @@ def test_a_cut_pdf_is_refused_or_read_but_never_empty(cut: int) -> None:
 
 
 def test_too_many_pages_are_refused() -> None:
+    """P35"""
     with pytest.raises(UnreadableDocument, match="2,001 pages"):
         load_pdf(pdf([[("x", 8)]] * 2001))

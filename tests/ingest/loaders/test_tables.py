@@ -2,7 +2,9 @@
 
 import pytest
 
+from mogine.ingest.chunk import chunk
 from mogine.ingest.loaders.tables import load_csv, render_rows
+from mogine.kb.passages import Document
 
 
 def test_csv_becomes_a_table_with_its_header() -> None:
@@ -82,3 +84,11 @@ def test_large_file_after_a_small_one_is_read_as_well() -> None:
     assert "a" in load_csv(b"a,b\n1,2").text
     long = "x" * 200_000
     assert long in load_csv(f"a,b\n{long},2".encode()).text
+
+
+def test_an_entry_of_several_paragraphs_is_one_passage_where_it_fits() -> None:
+    answer = "Open your orders.\n\nPress Refund.\n\n- say why\n- add a picture\n\n# Then\n\nWait three days."
+    text = render_rows([("question", "answer"), ("How?", answer), ("What if not?", "Call us.")])
+    first, second = chunk(Document("faq.csv", "faq", text, "digest"))
+    assert first.text == f"question: How?\nanswer: {answer}"
+    assert second.text == "question: What if not?\nanswer: Call us."
