@@ -102,6 +102,14 @@ class Machine:
         await self.running.ended()
 
 
+@dataclass
+class Visitor:
+    """Somebody at an address of their own, and the conversation they are in."""
+
+    session: aiohttp.ClientSession
+    conversation: str = ""
+
+
 @dataclass(frozen=True)
 class Answered:
     """An answer that a visitor has got whole."""
@@ -139,7 +147,7 @@ class Site:
     addresses: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     @contextlib.asynccontextmanager
-    async def visitor(self) -> AsyncIterator[aiohttp.ClientSession]:
+    async def visitor(self) -> AsyncIterator[Visitor]:
         """Somebody who was never here."""
         number = next(self.addresses)
         connector = aiohttp.TCPConnector(
@@ -149,22 +157,23 @@ class Site:
         async with aiohttp.ClientSession(
             self.front.origin, connector=connector, timeout=timeout, trust_env=False
         ) as session:
-            yield session
+            yield Visitor(session)
 
-    async def ask(self, session: aiohttp.ClientSession) -> str:
+    async def ask(self, visitor: Visitor) -> str:
         """One question: "" when the answer was whole, else what was told instead."""
         question = f"如何退款? {next(self.numbers):05d}"
+        asked = {"question": question, "session_id": visitor.conversation}
         try:
-            async with session.post("/api/chat", json={"question": question}) as response:
+            async with visitor.session.post("/api/chat", json=asked) as response:
                 body = await response.read()
-            told = self._told(response.status, body)
+            told = self._told(visitor, response.status, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             told = repr(error)
         if told and told not in ("too_many_streams", "rate_limited"):
             self.failed.append(Failed(question, told, time.monotonic()))
         return told
 
-    def _told(self, status: int, body: bytes) -> str:
+    def _told(self, visitor: Visitor, status: int, body: bytes) -> str:
         if status == 429:
             return str(events_of(b"data: " + body)[0][1]["error"]["reason"])
         if status != 200:
@@ -175,15 +184,16 @@ class Site:
         if name != "done" or text != TEXT:
             return f"{events[-1]} after {text}"
         cited = any(data["citations"] for name, data in events if name == "citations")
+        visitor.conversation = last["session_id"]
         self.answered.append(Answered(last["request_id"], last["model"], time.monotonic(), cited))
         return ""
 
     async def visit(self) -> None:
         """Somebody comes and asks some questions, then somebody else, and so on."""
         while not self.going_home:
-            async with self.visitor() as session:
+            async with self.visitor() as visitor:
                 for _ in range(QUESTIONS_PER_ADDRESS):
-                    await self.ask(session)
+                    await self.ask(visitor)
 
     @contextlib.asynccontextmanager
     async def visited(self) -> AsyncIterator[None]:
@@ -227,17 +237,17 @@ class Site:
 
     async def limits_hold(self) -> None:
         """A visitor gets three answers at once and five a minute from all proxies together."""
-        async with self.visitor() as session:
-            told = Counter(await asyncio.gather(*(self.ask(session) for _ in range(8))))
+        async with self.visitor() as visitor:
+            told = Counter(await asyncio.gather(*(self.ask(visitor) for _ in range(8))))
             assert told == {"": 3, "too_many_streams": 5}
             while "rate_limited" not in told:
-                told.update(await asyncio.gather(*(self.ask(session) for _ in range(3))))
+                told.update(await asyncio.gather(*(self.ask(visitor) for _ in range(3))))
             assert told[""] == 5, told
 
     async def limits_hold_apart(self) -> None:
         """Without Redis each proxy counts for itself: more is allowed, but not everything."""
-        async with self.visitor() as session:
-            told = Counter(await asyncio.gather(*(self.ask(session) for _ in range(12))))
+        async with self.visitor() as visitor:
+            told = Counter(await asyncio.gather(*(self.ask(visitor) for _ in range(12))))
             assert set(told) == {"", "too_many_streams"}
             assert 3 <= told[""] <= 9, told
 
