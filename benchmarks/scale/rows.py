@@ -27,7 +27,7 @@ WORDS = {
     "lost": "lost",
     "twice": "there twice",
     "dropped": "dropped",
-    "spooled": "taken by the spool in between",
+    "spooled": "in the spool at the end",
     "behind_s": "seconds from the last row to the last commit",
     "proxy_cpu_us": "CPU of a row in the proxies, µs",
     "postgres_cpu_us": "CPU of a row in PostgreSQL, µs",
