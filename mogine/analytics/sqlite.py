@@ -19,7 +19,7 @@ from mogine.errors import Locked, StoreError, Unavailable
 
 # SQLite's own waiting looks ever more seldom, up to every 100 ms, and misses short rests of who deletes.
 POLL_S = 0.002
-EMPTIED_AFTER_S = 0.05  # of writing behind the writers: some hundred pages
+EMPTIED_AFTER_S = 0.015  # of writing behind the writers: a hundred pages or so, whose fsync is short
 PROGRESS_STEPS = 4_000  # virtual machine steps between two looks at the clock: well under a millisecond
 
 _ROW = f"({', '.join('?' * len(ROW_COLUMNS))})"
@@ -259,6 +259,8 @@ class SqliteEngine:
         """Moves the journal into the file and empties it; False when a reader was in the way."""
         with self._lock, self.translated():
             with contextlib.closing(_connect(self.path, busy_ms=BUSY_MS)) as connection:
+                # The second keeps writers out: what it would take long over is done by the first.
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             return not busy
 
