@@ -69,6 +69,12 @@ class PostgresServer:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://mogine:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def pid(self) -> int:
+        """Of the first of its processes."""
+        assert self._process is not None, "PostgreSQL is not running"
+        return self._process.pid
+
     def start(self) -> Self:
         """Returns once it answers."""
         options = {

@@ -31,6 +31,11 @@ class RedisServer:
     def url(self) -> str:
         return f"unix://{self._path}"
 
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        return self._running.pid
+
     def start(self) -> Self:
         """Start empty, and return once it answers."""
         binary = shutil.which("redis-server") or shutil.which("valkey-server")
