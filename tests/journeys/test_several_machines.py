@@ -377,7 +377,7 @@ async def _postgres_goes_and_comes(site: Site) -> None:
     await until(lambda: not site.rows_on_disk(), 60)
     server.kill()
     await site.answers()
-    assert all(spool.count() for spool in site.spools)
+    await until(lambda: all(spool.count() for spool in site.spools))
     # What waits on the disk of a machine waits for its next start too, and that waits for nobody.
     await proxy.kill()
     await site.again(proxy)
