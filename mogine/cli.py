@@ -23,6 +23,7 @@ from mogine.commands import (
     home,
     kb,
     keys,
+    migrate,
     serve,
 )
 from mogine.commands.console import safe
@@ -55,6 +56,7 @@ app.command(short_help="Is all well, and if not, what to do.")(doctor.doctor)
 app.command(short_help="Make the files for nginx, systemd, PM2 ...")(deploy.deploy)
 app.command(short_help="Write the home into one file.")(backup.backup)
 app.command(short_help="Put a backup into the home.")(backup.restore)
+app.command(short_help="Move the record into PostgreSQL, or back.")(migrate.migrate)
 app.add_typer(admin.app, name="admin")
 app.command(short_help="Tell the versions, for a bug report.")(home.version)
 

@@ -94,7 +94,7 @@ def _redis_url(value: str) -> str:
     return scheme + value[len(parts.scheme) :]
 
 
-def _database_url(value: str) -> str:
+def database_url(value: str) -> str:
     parts = urlsplit(value)
     shape = "postgresql://user:password@host:5432/database"
     if parts.scheme not in ("postgresql", "postgres"):
@@ -497,7 +497,7 @@ class AnalyticsSettings:
     database_url: str = _setting(
         "MOGINE_DATABASE_URL",
         "",
-        _database_url,
+        database_url,
         "PostgreSQL that keeps the record for several machines, such as postgresql://user:password@host/db; "
         "empty: SQLite in the data folder",
         secret=True,

@@ -46,6 +46,9 @@ class Connection(Protocol):
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Many rows as mere tuples, read bit by bit; several may be read beside each other."""
 
+    def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Any number of new rows, as quickly as the database takes them and in constant memory."""
+
     def set_deadline(self, deadline_s: float | None) -> None:
         """Statements from here on end with an error after so long; None: as long as it takes."""
 
@@ -110,6 +113,9 @@ class Engine(Protocol):
 
     def insert(self, writer: Connection, rows: list[Bound]) -> list[Bound]:
         """Those of `rows` that are new, as they are there now: two that fell on one key have moved apart."""
+
+    def renumber(self, writer: Connection, table: str) -> None:
+        """Lets numbers that the database gives to rows of `table` begin behind those that are there."""
 
     def is_current(self) -> bool:
         """Whether what the last transaction wrote lies where a reader looks for it."""

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ IDLE_READERS = 4
 FETCH_ROWS = 2_000
 
 # Numbers of the locks that all machines share; the first is for those who write.
-_LOCKS = ("write", "migrate", "cleanup", "index", "sums", "gaps")
+_LOCKS = ("write", "migrate", "cleanup", "index", "sums", "gaps", "move")
 _MIGRATIONS = "mogine_migrations"
 _VISITS = "mogine_visits"  # grows with each group of rows: so who deletes sees that others write
 _TABLES = (
     "queries", "texts", "citations", "feedback", "losses", "rollups", "waits", "asked", "sources", "state",
     "segments", "terms", "unindexed", "uncounted", "gaps", "gap_questions", "gap_events",
+    "moved",
 )  # fmt: skip
 _DELETED_FROM = ("queries", "texts", "citations", "feedback", "terms", "segments", "gaps", "gap_questions")
 
@@ -220,6 +222,15 @@ class PostgresConnection:
             yield from rows
             if len(rows) < FETCH_ROWS:
                 return
+
+    def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """By COPY; some thousand rows are one statement, which ends in time."""
+        statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN".encode()
+        every = iter(rows)
+        while part := list(islice(every, FETCH_ROWS)):
+            with self.raw.cursor().copy(statement) as copy:
+                for row in part:
+                    copy.write_row(row)
 
     def set_deadline(self, deadline_s: float | None) -> None:
         """Statements of this transaction end after so long."""
@@ -454,6 +465,13 @@ class PostgresEngine:
         cited = [(row[0], *citation) for row, _, citations in new for citation in citations]
         _insert_columns(writer, _INSERT_CITATIONS, cited)
         return new
+
+    def renumber(self, writer: Connection, table: str) -> None:
+        """Sets the sequence behind the column `id`."""
+        writer.execute(
+            f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), "  # noqa: S608
+            f"(SELECT coalesce(max(id), 0) + 1 FROM {table}), false)"
+        )
 
     def is_current(self) -> bool:
         """Always: a database is not moved away behind our back."""

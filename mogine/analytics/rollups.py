@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 from mogine.analytics import histogram
@@ -32,6 +33,7 @@ ASKED_QUARTERS = 32  # questions are counted by 8 hours: days of China and of UT
 ASKED_KEPT = 40
 ASKED_ROOM = 4096
 ASKED_LEFT = 1024
+TAKEN_ROWS = 2_000
 
 COLUMNS = (
     "questions", "visitors", "sessions", "ok", "errors", "aborted", "refused", "answered", "unanswered",
@@ -98,8 +100,8 @@ _ONE_FIRST, _ONE_DURATION = 1 << _AT["first_tokens"], 1 << _AT["durations"]
 _ONE_CITATION = 1 << _AT["citations"]
 _COST_UNIT = 10**10  # costs are kept with ten digits behind the point
 # Nonsensical numbers are cut, so that they do not make every later sum useless.
-_MOST_TOKENS = 1 << 40
-_MOST_CNY = 1e6
+MOST_TOKENS = 1 << 40
+MOST_CNY = 1e6
 
 
 class Rows:
@@ -184,13 +186,13 @@ def _spent(prompt: int | None, completion: int | None, reasoning: int | None, co
     """The lanes of what one question has used."""
     packed = 0
     if prompt:
-        packed = min(prompt, _MOST_TOKENS) << _AT_PROMPT
+        packed = min(prompt, MOST_TOKENS) << _AT_PROMPT
     if completion:
-        packed += min(completion, _MOST_TOKENS) << _AT_COMPLETION
+        packed += min(completion, MOST_TOKENS) << _AT_COMPLETION
     if reasoning:
-        packed += min(reasoning, _MOST_TOKENS) << _AT_REASONING
+        packed += min(reasoning, MOST_TOKENS) << _AT_REASONING
     if cost:
-        packed += round(max(0.0, min(cost, _MOST_CNY)) * _COST_UNIT) << _AT_COST
+        packed += round(max(0.0, min(cost, MOST_CNY)) * _COST_UNIT) << _AT_COST
     return packed
 
 
@@ -506,6 +508,40 @@ def _add_asked(writer: Connection, entries: Mapping[tuple[int, int], list[int]])
         if writer.execute("SELECT count(*) FROM asked WHERE slot = ?", (slot,)).fetchone()[0] > ASKED_ROOM:
             prune_asked(writer, slot, ASKED_LEFT)
     set_state(writer, asked_open=max(opened, *slots))
+
+
+def take_over(writer: Connection, reader: Connection) -> None:
+    """Adds all sums of another record, to which `reader` belongs, to those of `writer`."""
+    _take_rollups(writer, reader)
+    for level, slot, *theirs in reader.plain("SELECT level, slot, first_token, duration FROM waits"):
+        ours = writer.execute(
+            "SELECT first_token, duration FROM waits WHERE level = ? AND slot = ?", (level, slot)
+        ).fetchone() or (b"", b"")
+        packed = [histogram.add(b"", histogram.unpack(pair)) for pair in zip(ours, theirs, strict=True)]
+        _SET_WAITS.run(writer, [(level, slot, *packed)])
+    for add, rows in (
+        (_ADD_ASKED, reader.plain("SELECT slot, key, seq, questions, unanswered FROM asked")),
+        (_ADD_SOURCES, reader.plain("SELECT source, title FROM sources")),
+    ):
+        while part := list(islice(rows, TAKEN_ROWS)):
+            add.run(writer, part)
+
+
+def _take_rollups(writer: Connection, reader: Connection) -> None:
+    names = ("dimension", "level", "slot", "value", *COLUMNS)
+    is_new = not writer.execute("SELECT 1 FROM rollups LIMIT 1").fetchone()
+    writer.execute("CREATE TEMP TABLE IF NOT EXISTS taken AS SELECT * FROM rollups WHERE 1 = 0")
+    rows = reader.plain(f"SELECT {', '.join(names)} FROM rollups")  # noqa: S608
+    while part := list(islice(rows, TAKEN_ROWS)):
+        if is_new:
+            writer.load("rollups", names, part)
+            continue
+        writer.execute("DELETE FROM taken")
+        writer.load("taken", names, part)
+        writer.execute(
+            f"INSERT INTO rollups ({', '.join(names)}) SELECT {', '.join(names)} FROM taken "  # noqa: S608
+            f"WHERE true ON CONFLICT (dimension, level, slot, value) DO UPDATE SET {_ADDED}"
+        )
 
 
 def prune_asked(writer: Connection, slot: int, kept: int) -> None:

@@ -200,6 +200,17 @@ SEARCH_MS = """
 ALTER TABLE queries ADD COLUMN search_ms INTEGER
 """
 
+# What `mogine migrate` has brought from another record (move.py): by buckets of 70 minutes the keys of the
+# rows there, what was thought of them, and whether they are here yet.
+MOVED = """
+CREATE TABLE moved (
+  bucket INTEGER PRIMARY KEY,
+  copied INTEGER NOT NULL,
+  seqs BLOB NOT NULL,
+  marks TEXT NOT NULL
+)
+"""
+
 # Append only: a step that has been released is never edited, a change of the tables is a new step.
 STEPS: tuple[tuple[str, str], ...] = (
     ("001_first_tables", FIRST_TABLES),
@@ -207,4 +218,5 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("003_gaps", GAPS),
     ("004_crawlers", CRAWLERS),
     ("005_search_ms", SEARCH_MS),
+    ("006_moved", MOVED),
 )

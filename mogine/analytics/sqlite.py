@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ class SqliteConnection(sqlite3.Connection):
         cursor = self.cursor()
         cursor.row_factory = None
         return cursor.execute(sql, params)
+
+    def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """One statement for all of them."""
+        places = ", ".join("?" * len(columns))
+        self.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", rows)  # noqa: S608
 
     def set_deadline(self, deadline_s: float | None) -> None:
         """Statements from here on are interrupted after so long."""
@@ -282,6 +287,9 @@ class SqliteEngine:
         """A file beside the record, locked."""
         with locked_file(self.path.with_name(f"{name}.lock"), wait=wait):
             yield
+
+    def renumber(self, writer: Connection, table: str) -> None:
+        """Nothing: SQLite counts on from the largest number it has seen."""
 
     def is_current(self) -> bool:
         """Whether the file of the writing connection is still the one at `path`."""

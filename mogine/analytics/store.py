@@ -245,11 +245,20 @@ class AnalyticsStore:
         """`insert` of what `as_row` has made of records."""
         while True:
             with self.transaction(busy_ms, shared=True) as writer:
-                new = self._engine.insert(writer, rows)
-                _note_late(writer, new)
+                new = self.add(writer, rows)
             # A file that was moved aside while we wrote took these rows with it.
             if self._engine.is_current():
                 return len(new)
+
+    def add(self, writer: Connection, rows: list[Bound]) -> list[Bound]:
+        """Those of `rows` that are new, as they are there now."""
+        new = self._engine.insert(writer, rows)
+        _note_late(writer, new)
+        return new
+
+    def renumber(self, writer: Connection, table: str) -> None:
+        """Lets numbers that the database gives to rows of `table` begin behind those that are there."""
+        self._engine.renumber(writer, table)
 
     def give_feedback(
         self,
@@ -331,13 +340,20 @@ class AnalyticsStore:
     def delete_rows(self, seqs: Sequence[int]) -> int:
         """Deletes these rows, in one transaction; their numbers stay in the sums."""
         with self.transaction(PATIENT_BUSY_MS) as writer:
-            there = writer.execute(
-                f"SELECT seq FROM queries WHERE seq {LISTED}",  # noqa: S608
-                (Listing(seqs),),
-            ).fetchall()
-            for (seq,) in there:
+            return self.erase(writer, seqs)
+
+    def erase(self, writer: Connection, seqs: Sequence[int]) -> int:
+        """`delete_rows` within a transaction."""
+        low, high = min(seqs), max(seqs)
+        within = writer.execute("SELECT seq FROM queries WHERE seq >= ? AND seq <= ?", (low, high)).fetchall()
+        wanted = set(seqs)
+        there = [row[0] for row in within if row[0] in wanted]
+        if there and len(there) == len(within):
+            self._erase(writer, there[0], there[-1], len(there))
+        else:
+            for seq in there:
                 self._erase(writer, seq, seq, 1)
-            return len(there)
+        return len(there)
 
     def _erase(self, writer: Connection, low: int, high: int, rows: int, *, kept_from: int = 0) -> None:
         """All rows from `low` to `high`, which are `rows`, and every trace of their words.
@@ -753,6 +769,18 @@ def _rows(reader: Reader) -> int:
         (known["summed_upto"],),
     )
     return max(0, int(summed) - known["gone"] + int(after))
+
+
+def mark_summed(writer: Connection, upto: int) -> None:
+    """From here on rows up to the key `upto` are taken for summed, but for those that are there already."""
+    known = state(writer)["summed_upto"]
+    if upto > known:
+        writer.execute(
+            "INSERT INTO uncounted (seq) SELECT seq FROM queries WHERE seq > ? AND seq <= ? "
+            "ON CONFLICT DO NOTHING",
+            (known, upto),
+        )
+        set_state(writer, summed_upto=upto)
 
 
 def _note_late(writer: Connection, inserted: list[Bound]) -> None:

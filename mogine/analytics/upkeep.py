@@ -15,7 +15,7 @@ from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
 from mogine.analytics.sqlite import POLL_S
 from mogine.analytics.store import AnalyticsStore, first_seq
 from mogine.analytics.tables import state
-from mogine.errors import Locked, MogineError
+from mogine.errors import Locked, MogineError, StoreError
 
 # Answers take minutes at most: rows older than this have nothing to come between them any more.
 SETTLED = timedelta(minutes=10)
@@ -218,6 +218,8 @@ def rebuild(store: AnalyticsStore, *, now: datetime | None = None, sleep: Sleep 
         sum_up(store, before=END_OF_TIME, wait=True, sleep=sleep)
         with store.reader() as reader:
             known = state(reader.connection)
+            if known["moving"]:
+                raise StoreError(f"rows are still to come into {store.name}: let `mogine migrate` end before")
             hours = [
                 row[0]
                 for row in reader.all(

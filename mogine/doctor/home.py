@@ -17,6 +17,7 @@ import httpx
 
 from mogine import ports
 from mogine.analytics.checks import check as look_at_record
+from mogine.analytics.move import uncopied
 from mogine.analytics.spending import Spending
 from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore, open_store
@@ -240,6 +241,24 @@ def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
 
 
+def _left_behind(house: House) -> Iterator[Line]:
+    """Rows of the file from before the record was in PostgreSQL."""
+    file = AnalyticsStore(house.settings.analytics_path)
+    if house.store.is_file or not file.exists():
+        return
+    try:
+        rows = uncopied(file, house.store)
+    except MogineError as problem:
+        yield warning("record", f"{file.name} is there besides: {problem}", "move it away if it is of no use")
+        return
+    if rows:
+        yield warning(
+            "record",
+            f"{rows:,} questions in {file.name} are not in PostgreSQL, where the record is kept",
+            f"`mogine migrate --from {file.path} --to -` with the value of MOGINE_DATABASE_URL on its stdin",
+        )
+
+
 def database(house: House) -> Iterator[Line]:
     """The record is sound, of this version, and does not lag behind."""
     store = house.store
@@ -268,6 +287,7 @@ def database(house: House) -> Iterator[Line]:
     last = f", the last at {found.last_write_at:%Y-%m-%d %H:%M} UTC" if found.last_write_at else ""
     where = "" if store.is_file else " in PostgreSQL"
     yield ok("record", f"questions{where}: {found.rows:,}{last}; {size:.1f} MiB, sound ({took_ms:.0f} ms)")
+    yield from _left_behind(house)
     waiting = Spool(house.settings.data_path / "spool").count()
     if waiting:
         yield warning(
