@@ -12,7 +12,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 ROWS = (
-    *(f"P{number}" for number in (*range(1, 25), 27, *range(39, 45))),
+    *(f"P{number}" for number in (*range(1, 28), *range(39, 45))),
     *(f"F{number}" for number in (*range(1, 16), 18, *range(21, 27), 28)),
     *(f"B{number}" for number in (*range(1, 13), *range(14, 25), 28, 29, 30, 32)),
     # Documents and the knowledge base.
@@ -38,3 +38,9 @@ FOUND = named()
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_has_a_test(row: str) -> None:
     assert FOUND.get(row)
+
+
+@pytest.mark.parametrize("row", ["P43", "F28"])
+def test_each_engine_that_machines_share_has_its_own(row: str) -> None:
+    files = {name.partition("::")[0] for name in FOUND[row]}
+    assert {"test_fleet.py", "test_postgres.py", "test_kb_far.py", "test_several_machines.py"} <= files

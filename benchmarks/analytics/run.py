@@ -244,8 +244,9 @@ def commands(home: Path, url: str, count: int) -> dict[str, Any]:
     return found
 
 
-def write_steadily(path: str, url: str, seconds: float, rate: int, ready: Any, out: Any) -> None:
-    """One process that records `rate` rows a second; tells the ids and how long commits waited at worst."""
+def write_steadily(path: str, seconds: float, rate: int, ready: Any, out: Any, url: str = "") -> None:
+    """One process that records `rate` rows a second, at `url` if there is one; tells the ids, how many were
+    dropped and spooled, and its CPU seconds."""
 
     async def go() -> None:
         store = AnalyticsStore(Path(path), url)
@@ -275,7 +276,7 @@ def sustained(path: Path, url: str, seconds: float) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     ready, out = context.Event(), context.Queue()
     workers = [
-        context.Process(target=write_steadily, args=(str(path), url, seconds, 1000, ready, out))
+        context.Process(target=write_steadily, args=(str(path), seconds, 1000, ready, out, url))
         for _ in range(2)
     ]
     for worker in workers:

@@ -105,7 +105,7 @@ def engines(work: Path, *, shared: bool) -> Iterator[tuple[dict[str, str], dict[
         stack.callback(redis.kill)
         folder = work / "postgres"
         folder.mkdir()
-        postgres = PostgresServer(folder).start()
+        postgres = PostgresServer(folder, durable=True).start()
         stack.callback(postgres.stop)
         settings = {"MOGINE_REDIS_URL": redis.url, "MOGINE_DATABASE_URL": postgres.url()}
         yield settings, {"redis": redis.pid, "postgres": postgres.pid}

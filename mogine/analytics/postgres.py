@@ -124,8 +124,8 @@ def translate(statement: str) -> str:
     """A statement as PostgreSQL takes it, values numbered."""
     for ours, theirs in _PHRASES:
         statement = statement.replace(ours, theirs)
-    if statement.startswith("CREATE TEMP TABLE"):
-        # What is deleted in them stays in the way of all later readings: nothing ever vacuums them.
+    if statement.startswith("CREATE TEMP TABLE IF NOT EXISTS fresh"):
+        # What is deleted in these stays in the way of all later readings: nothing ever vacuums them.
         statement += " ON COMMIT DELETE ROWS"
     parts = statement.split("?")
     return "".join(f"{part}${place}" for place, part in enumerate(parts[:-1], start=1)) + parts[-1]

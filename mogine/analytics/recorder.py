@@ -59,9 +59,10 @@ class Recorder:
     """Takes rows and never makes an answer wait for them.
 
     A row is on the disk within 200 ms: in the database, or, when that is locked, full or damaged, in
-    the spool, from where it is taken up later exactly once. When both fail rows wait in memory, at
-    most `capacity`; beyond that the oldest is dropped and counted, and the count is written into the
-    record as soon as that is possible again.
+    the spool, from where it is taken up later exactly once. Only a PostgreSQL that takes connections and
+    says nothing keeps rows in memory for the seconds until it is given up. When both fail rows wait in
+    memory, at most `capacity`; beyond that the oldest is dropped and counted, and the count is written into
+    the record as soon as that is possible again.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mogine.deploy import nginx as renderer
-from mogine.deploy.site import Site
-from tests.fronts.deployed import on_this_machine
+from tests.fronts.deployed import several, spread
 from tests.fronts.nginx import Nginx
 from tests.serve.conftest import events_of, question
 from tests.servers import Child, Spawn
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.script import Script, hang, head, pause, say, script
-from tests.upstreams.tls import certificate_files
 
 WORDS = tuple(f"第{number}段" for number in range(8))
 
@@ -72,23 +68,9 @@ class Proxies:
 
     @contextlib.contextmanager
     def behind_nginx(self, *others: str) -> Iterator[Nginx]:
-        folder, logs = self.folder / "nginx", self.folder / "logs"
-        folder.mkdir()
-        logs.mkdir()
-        front = Nginx(folder, "")
-        certificate, key = certificate_files()
-        site = Site(
-            home=self.folder,
-            executable=Path(sys.executable),
-            domain="localhost",
-            log_dir=logs,
-            https_port=front.port,
-            certificate=certificate,
-            certificate_key=key,
-            proxies=(*others, *(f"127.0.0.1:{child.port()}" for child in self.children)),
-        )
-        front.servers = on_this_machine(renderer.render(site)["mogine.conf"], front)
-        with front.started():
+        front = several(self.folder)
+        addresses = (*others, *(f"127.0.0.1:{child.port()}" for child in self.children))
+        with spread(front, proxies=addresses):
             yield front
 
 

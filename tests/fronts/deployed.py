@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,35 @@ def on_this_machine(text: str, front: Nginx) -> str:
         .replace(f"listen {front.port} ssl", f"listen {LISTEN} ssl")
         .replace("listen 80;", f"listen unix:{front.folder}/http.sock;")
     )
+
+
+def several(folder: Path) -> Nginx:
+    """An nginx in a new folder there, with a port and nothing to serve yet: see `spread`."""
+    (folder / "nginx").mkdir()
+    (folder / "logs").mkdir()
+    return Nginx(folder / "nginx", "")
+
+
+@contextmanager
+def spread(
+    front: Nginx, *, proxies: tuple[str, ...], kbs: tuple[str, ...] = (), more: str = ""
+) -> Iterator[None]:
+    """`front` with the file for servers that run more than once, and `more` beside it."""
+    certificate, key = certificate_files()
+    site = Site(
+        home=front.folder.parent,
+        executable=Path(sys.executable),
+        domain="localhost",
+        log_dir=front.folder.parent / "logs",
+        https_port=front.port,
+        certificate=certificate,
+        certificate_key=key,
+        proxies=proxies,
+        kbs=kbs,
+    )
+    front.servers = on_this_machine(renderer.render(site)["mogine.conf"], front) + more
+    with front.started():
+        yield
 
 
 @pytest.fixture

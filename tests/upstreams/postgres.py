@@ -43,9 +43,11 @@ def _program(name: str) -> str:
 
 
 class PostgresServer:
-    """A cluster in `folder`, on loopback and quick: a power cut would lose it, and nobody minds."""
+    """A cluster in `folder`, on loopback and quick: unless it is `durable` a power cut would lose it, and
+    nobody minds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self._durable = durable
         self._data = folder / "data"
         self._log = folder / "log"
         self.port = _free_port()
@@ -77,7 +79,8 @@ class PostgresServer:
         """Returns once it answers."""
         options = {
             "listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "",
-            "fsync": "off", "shared_buffers": "64MB", "max_connections": "100", "logging_collector": "off",
+            "fsync": "on" if self._durable else "off", "shared_buffers": "64MB", "max_connections": "100",
+            "logging_collector": "off",
         }  # fmt: skip
         given = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with self._log.open("ab") as log:
@@ -99,6 +102,16 @@ class PostgresServer:
             except psycopg.OperationalError:
                 assert time.monotonic() < end, self._log.read_text()
                 time.sleep(0.05)
+
+    def cpu_s(self) -> float:
+        """What it has used so far, those who have ended included."""
+        assert self._process is not None, "PostgreSQL is not running"
+        ticks = 0
+        for pid in (self._process.pid, *self._children(self._process.pid)):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+                ticks += sum(map(int, after_name[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def pause(self) -> None:
         """It takes connections and says nothing, and neither do those that it has."""
@@ -122,6 +135,17 @@ class PostgresServer:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """All its processes at once, by SIGKILL."""
+        process = self._process
+        assert process is not None, "PostgreSQL is not running"
+        self.pause()  # so that none is born meanwhile
+        self._process = None
+        for pid in (process.pid, *self._children(process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
 
     def query(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Rows of one statement, by a connection of its own."""
