@@ -5,13 +5,10 @@ with what it had or empty.
 """
 
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,19 +16,17 @@ import httpx
 import pytest
 
 from mogine.kb.chroma import Chroma, ChromaServer
+from tests.upstreams.engine import EngineProcess
 
-PATIENCE_S = 40.0
 
-
-class ChromaProcess:
+class ChromaProcess(EngineProcess):
     """`chroma run` on loopback, its data in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        super().__init__(folder)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = int(free.getsockname()[1])
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -49,45 +44,18 @@ class ChromaProcess:
         server.close()
         return sorted(found)
 
-    def start(self) -> Self:
-        """Return once it answers."""
+    @property
+    def command(self) -> Sequence[str | Path]:
         program = Path(sys.executable).with_name("chroma")
-        where = ("--path", str(self._folder / "data"), "--host", "127.0.0.1", "--port", str(self._port))
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [program, "run", *where], cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._answers():
-            assert self._process.poll() is None, (self._folder / "log").read_text()
-            assert time.monotonic() < deadline, "the Chroma server does not answer"
-            time.sleep(0.05)
-        return self
+        where = ("--path", str(self.folder / "data"), "--host", "127.0.0.1", "--port", str(self._port))
+        return (program, "run", *where)
 
     def start_empty(self) -> Self:
         """As after a new disk."""
-        shutil.rmtree(self._folder / "data")
+        shutil.rmtree(self.folder / "data")
         return self.start()
 
-    def pause(self) -> None:
-        """It takes connections and says nothing."""
-        self._running.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._running.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    @property
-    def _running(self) -> "subprocess.Popen[bytes]":
-        assert self._process is not None, "the Chroma server is not running"
-        return self._process
-
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         try:
             return httpx.get(f"{self.url}/api/v2/heartbeat", timeout=1, trust_env=False).is_success
         except httpx.HTTPError:
