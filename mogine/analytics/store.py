@@ -344,6 +344,8 @@ class AnalyticsStore:
 
     def erase(self, writer: Connection, seqs: Sequence[int]) -> int:
         """`delete_rows` within a transaction."""
+        if not seqs:
+            return 0
         low, high = min(seqs), max(seqs)
         within = writer.execute("SELECT seq FROM queries WHERE seq >= ? AND seq <= ?", (low, high)).fetchall()
         wanted = set(seqs)
