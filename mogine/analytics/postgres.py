@@ -551,7 +551,12 @@ class PostgresEngine:
                     if not wait:
                         raise Locked(f"another run holds the lock {name!r}; let it finish, then try again")
                     time.sleep(POLL_S)
-            yield
+            try:
+                yield
+            finally:
+                # A server takes a moment to notice that a connection has ended, and would hold on until then.
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute(f"SELECT pg_advisory_unlock({_lock(name)})")
 
     def size_bytes(self) -> int:
         """Tables and indexes."""

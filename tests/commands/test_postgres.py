@@ -13,6 +13,8 @@ from tests.conftest import Run
 from tests.upstreams.postgres import PASSWORD, Database
 
 NOW = datetime.now(UTC)
+# Where it is noon or a little later now, so that the hours before are of the same day.
+NOON = f"Etc/GMT{NOW.hour - 12:+d}"
 DAY = timedelta(days=1)
 
 Told = Callable[..., str]
@@ -22,7 +24,8 @@ Told = Callable[..., str]
 def database(postgres: Database, home: Path) -> Database:
     """The record of the home is in there."""
     with (home / ".env").open("a") as file:
-        file.write(f"MOGINE_DATABASE_URL={postgres.url}\nMOGINE_EMBEDDER=none\nMOGINE_DAILY_BUDGET_CNY=1\n")
+        file.write(f"MOGINE_DATABASE_URL={postgres.url}\nMOGINE_EMBEDDER=none\n")
+        file.write(f"MOGINE_DAILY_BUDGET_CNY=1\nMOGINE_TIMEZONE={NOON}\n")
     return postgres
 
 

@@ -285,11 +285,12 @@ class Fake(ABC):
         try:
             record.body = await request.read()
             response = await self.respond(Exchange(self, request, record))
-        except (asyncio.CancelledError, ConnectionError):
+        except (asyncio.CancelledError, ConnectionError) as error:
             # Stopping the fake cancels handlers too, and cutting a connection ends in these as well.
             if not self.is_closing and record.cut_at is None:
                 record.disconnected_at = time.monotonic()
-            raise
+            # aiohttp would log a write to a connection that has just ended as a mistake of the handler's.
+            raise asyncio.CancelledError from error
         except Exception as error:
             self.crashes.append(error)
             raise
