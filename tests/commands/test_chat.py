@@ -440,7 +440,9 @@ def test_commands_of_the_prompt(terminal: Terminal, doubao: DoubaoFake) -> None:
     terminal.type("/new\r")
     terminal.wait("a new conversation")
     terminal.prompt()
-    terminal.type("two\x1b\rlines\r")
+    terminal.type("two")
+    terminal.wait("two")  # now keys are read one by one, and Enter is not yet a line's end to the terminal
+    terminal.type("\x1b\rlines\r")
     terminal.wait("保修两年。", count=2)
     assert texts(doubao) == [("user", "two\nlines")]
     terminal.prompt()
