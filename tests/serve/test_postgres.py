@@ -1,7 +1,7 @@
 """Servers of two machines on one PostgreSQL: one record, one budget, and answers while it is away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 
 from mogine.analytics.store import AnalyticsStore
 from tests.analytics.rows import row
+from tests.serve.fleets import until
 from tests.servers import ADMIN_TOKEN, Child, Spawn
 from tests.upstreams.postgres import PASSWORD, Database
 
@@ -44,12 +45,6 @@ async def look(client: aiohttp.ClientSession, child: Child, path: str) -> tuple[
         return answer.status, await answer.json()
 
 
-async def until(look_again: Callable[[], Any], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not await look_again():  # noqa: ASYNC110 - servers have no event to wait for
-            await asyncio.sleep(0.1)
-
-
 async def test_two_machines_have_one_record(
     spawn: Spawn, other_home: Path, postgres: Database, client: aiohttp.ClientSession
 ) -> None:
@@ -62,7 +57,7 @@ async def test_two_machines_have_one_record(
         _, found = await look(client, two, "statistics?days=1")
         return bool(found["totals"]["questions"] == 10)
 
-    await until(are_told)
+    await until(are_told, 60)
     status, found = await look(client, one, "queries?q=发票&limit=100")
     assert status == 200 and len(found["queries"]) == 5
 
@@ -70,7 +65,7 @@ async def test_two_machines_have_one_record(
         status, found = await look(client, one, "gaps")
         return status == 200 and bool(sum(gap["asked"] for gap in found["gaps"]))
 
-    await until(have_gaps)
+    await until(have_gaps, 60)
     for child in (one, two):
         assert PASSWORD not in child.stderr and PASSWORD not in child.command_line
         assert not (child.home / "data/analytics.db").exists()
@@ -96,7 +91,7 @@ async def test_what_one_machine_spends_is_spent_on_all(
             return answer.status == 429 and (await answer.json())["error"]["reason"] == "budget_exhausted"
 
     for child in (one, two):
-        await until(partial(is_refused, child))
+        await until(partial(is_refused, child), 60)
 
 
 async def test_while_postgresql_is_paused_answers_go_on_and_no_row_is_lost(
@@ -113,7 +108,9 @@ async def test_while_postgresql_is_paused_answers_go_on_and_no_row_is_lost(
     status, body = await look(client, child, "statistics?days=1")
     assert status == 503 and "PostgreSQL" in body["error"]["message"]
     spool = child.home / "data/spool"
-    await until(lambda: asyncio.to_thread(lambda: sum(p.stat().st_size for p in spool.glob("*.jsonl")) > 0))
+    await until(
+        lambda: asyncio.to_thread(lambda: sum(p.stat().st_size for p in spool.glob("*.jsonl")) > 0), 60
+    )
     own_postgres.server.resume()
 
     async def is_back() -> bool:
