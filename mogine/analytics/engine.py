@@ -48,6 +48,9 @@ class Connection(Protocol):
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Many rows as mere tuples, read bit by bit; several may be read beside each other."""
 
+    def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """The one row of a statement, its texts as bytes of UTF-8."""
+
     def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Any number of new rows, as quickly as the database takes them and in constant memory."""
 
@@ -67,13 +70,21 @@ class Reader:
 
     def all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Every row of one statement."""
-        if self._end is not None and time.monotonic() > self._end:
-            raise Unavailable(TOO_LONG)
+        self._check_time()
         return self.connection.execute(sql, params).fetchall()
+
+    def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """The one row of a statement, its texts as bytes of UTF-8."""
+        self._check_time()
+        return self.connection.as_bytes(sql, params)
 
     def one(self, sql: str, params: Sequence[Any] = ()) -> Row:
         """The first row; for statements that always have one."""
         return self.all(sql, params)[0]
+
+    def _check_time(self) -> None:
+        if self._end is not None and time.monotonic() > self._end:
+            raise Unavailable(TOO_LONG)
 
 
 class Engine(Protocol):

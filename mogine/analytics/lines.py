@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -95,9 +96,10 @@ def _ahead(
 
     waiting: deque[Future[Piece]] = deque()
     try:
-        employ(Hand(store, format, deadline_s))
+        new_hand = partial(Hand, store, format, deadline_s, in_spans=selection.is_span)
+        employ(new_hand())
         if not store.is_file:
-            employ(Hand(store, format, deadline_s))  # whose lines another process of PostgreSQL's writes
+            employ(new_hand())  # whose lines another process of PostgreSQL's writes
         with ThreadPoolExecutor(2, "export") as pool:
             try:
                 for number, keys in enumerate(store.batches(selection, BATCH, deadline_s)):

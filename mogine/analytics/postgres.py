@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg import conninfo, errors
 from psycopg.adapt import Loader
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import tuple_row
 
 from mogine.analytics.engine import PATIENT_BUSY_MS, TOO_LONG, Bound, Connection, Cursor, Damaged
@@ -173,6 +173,15 @@ class _Number(Loader):
         return int(text) if text.lstrip(b"-").isdigit() else float(text)
 
 
+class _Bytes(Loader):
+    """Text of those statements that want it in bytes: they alone ask for binary results."""
+
+    format = Format.BINARY
+
+    def load(self, data: Any) -> bytes:
+        return bytes(data)
+
+
 class _Impatient(psycopg.Connection[Any]):
     """A connection whose server must answer within `patience_s`; one that does not is given up."""
 
@@ -212,8 +221,7 @@ class PostgresConnection:
     def execute(self, statement: str, params: Sequence[Any] = ()) -> Cursor:
         """One statement."""
         cursor = psycopg.RawCursor(self.raw, row_factory=_rows)
-        values = [value.values if isinstance(value, Listing) else value for value in params]
-        cursor.execute(translate(statement).encode(), values or None)
+        cursor.execute(translate(statement).encode(), _values(params))
         return cursor
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -232,6 +240,12 @@ class PostgresConnection:
             yield from rows
             if len(rows) < FETCH_ROWS:
                 return
+
+    def as_bytes(self, statement: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """Bytes need not be made into text first, and back again later."""
+        cursor = psycopg.RawCursor(self.raw, row_factory=tuple_row)
+        cursor.execute(translate(statement).encode(), _values(params), binary=True)
+        return cursor.fetchall()[0]
 
     def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """By COPY; some thousand rows are one statement, which ends in time."""
@@ -264,6 +278,10 @@ class PostgresConnection:
             self.raw.close()
         else:
             self._keep(self)
+
+
+def _values(params: Sequence[Any]) -> list[Any] | None:
+    return [value.values if isinstance(value, Listing) else value for value in params] or None
 
 
 class _Place:
@@ -372,6 +390,7 @@ class PostgresEngine:
     def _open(self, **more: Any) -> PostgresConnection:
         raw = _Impatient.connect(**{**self._parameters, **more}, autocommit=True, prepare_threshold=None)
         raw.adapters.register_loader("numeric", _Number)
+        raw.adapters.register_loader("text", _Bytes)
         return PostgresConnection(raw)
 
     @contextlib.contextmanager

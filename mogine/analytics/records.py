@@ -162,3 +162,8 @@ class Selection:
     unanswered: bool = False
     bot: str = ""
     search: str = ""
+
+    @property
+    def is_span(self) -> bool:
+        """Whether all rows of its time are wanted."""
+        return self == Selection(since=self.since, until=self.until)

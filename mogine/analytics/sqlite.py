@@ -43,6 +43,14 @@ class SqliteConnection(sqlite3.Connection):
         cursor.row_factory = None
         return cursor.execute(sql, params)
 
+    def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """Bytes need not be made into text first, and back again later."""
+        self.text_factory = bytes
+        try:
+            return next(self.plain(sql, params))
+        finally:
+            self.text_factory = str
+
     def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """One statement for all of them."""
         places = ", ".join("?" * len(columns))

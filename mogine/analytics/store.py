@@ -109,9 +109,10 @@ class LastingReader:
     """A read-only connection for many short looks, each at one state of the record; in between it holds
     nothing open. For one thread at a time."""
 
-    def __init__(self, store: "AnalyticsStore", deadline_s: float | None) -> None:
+    def __init__(self, store: "AnalyticsStore", deadline_s: float | None, begin: str = "BEGIN") -> None:
         self._store = store
         self._deadline_s = deadline_s
+        self._begin = begin
         self._connection: Connection | None = None
 
     @contextlib.contextmanager
@@ -120,7 +121,7 @@ class LastingReader:
         with self._store.translated():
             if self._connection is None:
                 self._connection = self._store.open_reader()
-            self._connection.execute("BEGIN")
+            self._connection.execute(self._begin)
             try:
                 yield Reader(self._connection, self._deadline_s)
             finally:
@@ -524,6 +525,10 @@ class AnalyticsStore:
                 return
             after = last
 
+    def chosen(self, reader: Reader, condition: str, params: Sequence[Any]) -> tuple[QueryRecord, ...]:
+        """The rows that meet a condition of `batches`, oldest first."""
+        return _records(reader, reader.all(f"{_SELECT_ROWS} WHERE {condition} ORDER BY q.seq", params))
+
     def _iterate_found(
         self, selection: Selection, batch: int, deadline_s: float | None
     ) -> Iterator[QueryRecord]:
@@ -532,8 +537,7 @@ class AnalyticsStore:
         for start in range(len(seqs) - 1, -1, -batch):
             part = seqs[max(0, start - batch + 1) : start + 1].tolist()
             with self.reader(deadline_s) as reader:
-                rows = reader.all(f"{_SELECT_ROWS} WHERE {_LISTED} ORDER BY q.seq", [Listing(part)])
-                records = _records(reader, rows)
+                records = self.chosen(reader, _LISTED, [Listing(part)])
             yield from records
 
     def iterate_feedback(
