@@ -34,46 +34,53 @@ class Marks(NamedTuple):
     cited: bytes
 
     def found_in(self, data: bytes) -> int:
-        """How many of them are in `data`."""
-        return sum(map(data.count, self))
+        """How many of them are there."""
+        return len(data) - len(data.translate(None, b"".join(self)))
 
 
-class Finish:
-    """Makes lines of `format` of what lies between marks."""
+class JsonFinish:
+    """Makes lines of JSON of what lies between marks."""
 
-    def __init__(self, format: str, marks: Marks) -> None:
-        self._marks = marks
-        self._is_csv = format == "csv"
-        self._line_end = b"\r\n" if self._is_csv else b"\n"
+    def __init__(self, marks: Marks) -> None:
+        self._signs = bytes.maketrans(marks.quote + marks.end, b'"\n')
         self._escapes = [(sign, escape) for sign, escape in _ESCAPES if sign not in marks]
-        self._breaks = [sign for sign in _SHORT_BREAKS if sign not in marks]
+
+    def lines(self, rows: bytes) -> bytes:
+        """`rows` with all their citations in them."""
+        return self.escaped(rows).translate(self._signs)
+
+    def escaped(self, data: bytes) -> bytes:
+        """`data` with what strings of JSON cannot hold as it is; marks stay."""
+        for sign, escape in self._escapes:
+            data = data.replace(sign, escape)  # a single byte that is not there is looked for in no time
+        return data
+
+
+class CsvFinish:
+    """Makes lines of CSV of what lies between marks."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._json = JsonFinish(marks)
         self._quotes = bytes.maketrans(marks.quote + marks.text, b'""')
+        self._breaks = [sign for sign in _SHORT_BREAKS if sign not in marks]
         # Most texts begin with a letter, a digit or a Chinese character, or are none: that is told first.
         harmless = rb"[0-9A-Za-z\xe4-\xe9" + re.escape(marks.quote) + rb"]"
         formula = rb"(?:" + _any_of(_BLANKS) + rb")*(?:" + _any_of(FORMULA_SIGNS) + rb")"
         self._formula = re.compile(re.escape(marks.text) + rb"(?!" + harmless + rb")(?=" + formula + rb")")
 
     def lines(self, rows: bytes, cited: bytes) -> bytes:
-        """`rows` with the lists of `cited` in their places, each of which ends as a row does."""
-        lists = self._json(cited).translate(self._quotes)
-        if self._is_csv:
-            lists = self._cells(lists)
-            rows = self._cells(self._formula.sub(self._marks.text + b"'", rows))
-        else:
-            rows = self._json(rows)
-        rows = rows.translate(self._quotes).replace(self._marks.end, self._line_end)
-        around = rows.split(self._marks.cited)
+        """`rows` with the lists of `cited`, which are JSON, in their places; both end rows with a mark."""
+        quote, text, end, place = self._marks
+        rows = self._harmless(self._formula.sub(text + b"'", rows))
+        around = rows.translate(self._quotes).replace(end, b"\r\n").split(place)
+        lists = self._harmless(self._json.escaped(cited)).replace(quote, b'""').split(end)
         pieces = [b""] * (2 * len(around) - 1)
-        pieces[::2] = around
-        pieces[1::2] = lists.split(self._marks.end)[:-1]
+        pieces[::2], pieces[1::2] = around, lists[:-1]
         return b"".join(pieces)
 
-    def _json(self, data: bytes) -> bytes:
-        for sign, escape in self._escapes:
-            data = data.replace(sign, escape)  # a single byte that is not there is looked for in no time
-        return data
-
-    def _cells(self, data: bytes) -> bytes:
+    def _harmless(self, data: bytes) -> bytes:
+        """`data` with nothing in it that ends a cell, or a line; marks stay."""
         data = data.replace(b'"', b'""')
         if b"\r" in data:
             data = data.replace(b"\r\n", b" ")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mogine.analytics.engine import Reader
 from mogine.analytics.export import COLUMNS, render_records
-from mogine.analytics.marks import Finish, Marks
+from mogine.analytics.marks import CsvFinish, JsonFinish, Marks
 from mogine.analytics.records import SIGNALS, signals_of
 from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
@@ -18,7 +18,8 @@ _NUMBERS = (
 )  # fmt: skip
 _REALS = ("top_score", "cost_cny")
 _FLAGS = ("tokens_estimated", "bot")
-_NO_TEXTS = ("started_at", "citations", "signals", *_NUMBERS, *_REALS, *_FLAGS)
+_BARE = ("signals", *_NUMBERS, *_REALS, *_FLAGS)
+_NO_TEXTS = ("started_at", "citations", *_BARE)
 _CITED = ("number", "title", "source", "heading", "url", "score")
 _NOTHING = "''"
 _MS = "(q.seq >> 20)"
@@ -45,8 +46,11 @@ class Hand:
         self._format = format
         self._reader = LastingReader(store, deadline_s, words.begin)
         self._words = words
+        self._count = words.marks.found_in
         self._sql, self._marks_per_row = _select(words, format)
-        self._finish = Finish(format, words.marks)
+        self._finish: Callable[..., bytes] = (
+            CsvFinish(words.marks).lines if format == "csv" else JsonFinish(words.marks).lines
+        )
 
     def write(self, condition: str, params: Sequence[Any]) -> Piece:
         """The rows that meet `condition`, oldest first; in JSON each line begins with a comma.
@@ -56,15 +60,12 @@ class Hand:
         sql = self._words.within(self._sql, condition)
         times = sql.count("?") // max(1, condition.count("?"))
         with self._reader.look() as reader:
-            data, cited, rows, more = reader.as_bytes(sql, [*params] * times)
+            rows, more, *data = reader.as_bytes(sql, [*params] * times)
             if not rows:
                 return Piece(b"", 0)
-            if more is not None and self._found(data, cited) != rows * self._marks_per_row + more:
+            if more is not None and rows * self._marks_per_row + more != sum(map(self._count, data)):
                 return Piece(self._one_by_one(reader, condition, params), rows)
-        return Piece(self._finish.lines(data, cited), rows)
-
-    def _found(self, *data: bytes) -> int:
-        return sum(map(self._words.marks.found_in, data))
+        return Piece(self._finish(*data), rows)
 
     def _one_by_one(self, reader: Reader, condition: str, params: Sequence[Any]) -> bytes:
         """The slow way, for rows with a text that has a mark in it."""
@@ -101,9 +102,12 @@ class _Words(Protocol):
     def real(self, value: str, absent: str) -> str:
         """The shortest form that gives the number back, as Python writes it."""
 
-    def select(self, line: str, entry: str, comma: str, more: str) -> str:
-        """Of some rows all lines, all lists of citations (of which `entry` tells one), how many rows, and the
-        sum of `more`."""
+    def cited(self, entry: str, comma: str) -> str:
+        """A row's citations, of which `entry` tells one, in the order of their numbers."""
+
+    def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
+        """How many rows, the sum of `more` where marks must be counted, and each column of all rows as one
+        text; {condition} stands for one on `q`."""
 
     def within(self, select: str, condition: str) -> str:
         """`select` of the rows that meet a condition on `q`."""
@@ -133,12 +137,13 @@ class _Sqlite:
             f"WHEN {value} IS NULL THEN {_literal(absent)} ELSE exact({value}) END"
         )
 
-    def select(self, line: str, entry: str, comma: str, more: str) -> str:
-        # The table of citations has no other order than that of its key, which is the one that is wanted.
-        entries = f"SELECT group_concat({entry}, {_literal(comma)}) FROM citations c WHERE c.seq = q.seq"  # noqa: S608
+    def cited(self, entry: str, comma: str) -> str:
+        # The table has no other order than that of its key, which is the one that is wanted.
+        return f"(SELECT group_concat({entry}, {_literal(comma)}) FROM citations c WHERE c.seq = q.seq)"  # noqa: S608
+
+    def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
         return (
-            "SELECT group_concat(line, ''), group_concat(cited, ''), count(*), NULL "  # noqa: S608
-            f"FROM (SELECT {line} AS line, {_list(self, f'({entries})')} AS cited "
+            f"SELECT count(*), NULL{_each('group_concat', columns)} FROM (SELECT {_named(columns)} "  # noqa: S608
             "FROM queries q LEFT JOIN texts t ON t.seq = q.seq WHERE {condition} ORDER BY q.seq) AS lines"
         )
 
@@ -177,17 +182,20 @@ class _Postgres:
             f"ELSE {value}::text END"
         )
 
-    def select(self, line: str, entry: str, comma: str, more: str) -> str:
-        columns = f"count(*) AS n, string_agg({entry}, {_literal(comma)}) AS entries"
+    def cited(self, entry: str, comma: str) -> str:
+        return "c.entries"
+
+    def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
+        citations = f"count(*) AS n, string_agg({entry}, {_literal(comma)}) AS entries"
         if self._in_spans:
-            cited = f"(SELECT c.seq, {columns} FROM ({self._ordered('{c}')}) AS c GROUP BY c.seq)"  # noqa: S608
+            cited = f"(SELECT c.seq, {citations} FROM ({self._ordered('{c}')}) AS c GROUP BY c.seq)"  # noqa: S608
             on_texts, on_cited = "t.seq = q.seq AND {t}", "c.seq = q.seq"
         else:
-            cited = f"LATERAL (SELECT {columns} FROM ({self._ordered('c.seq = q.seq')}) AS c)"  # noqa: S608
+            cited = f"LATERAL (SELECT {citations} FROM ({self._ordered('c.seq = q.seq')}) AS c)"  # noqa: S608
             on_texts, on_cited = "t.seq = q.seq", "true"
         return (
-            "SELECT string_agg(line, ''), string_agg(cited, ''), count(*), CAST(sum(more) AS bigint) "  # noqa: S608
-            f"FROM (SELECT {line} AS line, {_list(self, 'c.entries')} AS cited, {more} AS more "
+            f"SELECT count(*), CAST(sum(more) AS bigint){_each('string_agg', columns)} "  # noqa: S608
+            f"FROM (SELECT {more} AS more, {_named(columns)} "
             f"FROM queries q LEFT JOIN texts t ON {on_texts} LEFT JOIN {cited} AS c ON {on_cited} "
             "WHERE {q} ORDER BY q.seq) AS lines"
         )
@@ -205,50 +213,63 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _list(words: _Words, entries: str) -> str:
-    """A row's citations, of which `entries` tells each."""
-    return words.row(_list_form(words), [entries])
+def _named(columns: Sequence[str]) -> str:
+    return ", ".join(f"{column} AS column_{place}" for place, column in enumerate(columns))
 
 
-def _list_form(words: _Words) -> list[str]:
-    return ["[", "]" + words.marks.end.decode("latin-1")]
+def _each(aggregate: str, columns: Sequence[str]) -> str:
+    return "".join(f", {aggregate}(column_{place}, '')" for place in range(len(columns)))
 
 
 def _select(words: _Words, format: str) -> tuple[str, int]:
     """What brings rows in `format`, and how many marks there are for each, but for those that it counts."""
     is_csv = format == "csv"
     comma, colon = (", ", ": ") if is_csv else (",", ":")
-    form, values = _line(words, format)
     entry_form, entry_values = _entry(words, comma, colon)
-    quoted = _by_signals(lambda signals: "0" if is_csv else str(2 * len(signals)))
-    more = f"coalesce(c.n, 0) * {_marks(words, entry_form)} + {quoted}"
-    select = words.select(words.row(form, values), words.row(entry_form, entry_values), comma, more)
-    return select, _marks(words, form) + _marks(words, _list_form(words))
+    entry = words.row(entry_form, entry_values)
+    cited = words.cited(entry, comma)
+    if is_csv:  # citations are JSON first, and then the text of a cell: they come by themselves
+        form, values = _csv_line(words)
+        list_form = ["[", "]" + words.marks.end.decode("latin-1")]
+        columns = [words.row(form, values), words.row(list_form, [cited])]
+        form += list_form
+    else:
+        form, values = _json_line(words, cited, in_list=format == "json")
+        columns = [words.row(form, values)]
+    quotes = _by_signals(lambda signals: "0" if is_csv else str(2 * len(signals)))
+    more = f"coalesce(c.n, 0) * {_marks(words, entry_form)} + {quotes}"
+    return words.select(columns, entry, comma, more), _marks(words, form)
 
 
 def _marks(words: _Words, form: Sequence[str]) -> int:
     return words.marks.found_in("".join(form).encode("latin-1"))
 
 
-def _line(words: _Words, format: str) -> tuple[list[str], list[str]]:
-    """A row in `format`, but for its citations: parts, and the values between them."""
-    quote, text, end, cited = (mark.decode("latin-1") for mark in words.marks)
-    is_csv = format == "csv"
-    form, values = [f",{end}" if format == "json" else ""], list[str]()
-    for place, name in enumerate(COLUMNS):
-        is_text = name not in _NO_TEXTS
-        if is_csv:
-            before, after = text if is_text else quote, quote
-        else:
-            after = quote if is_text or name == "started_at" else ""
-            before = f"{quote}{name}{quote}:{after}"
-        form[-1] += ("," if place else "" if is_csv else "{") + before
+def _csv_line(words: _Words) -> tuple[list[str], list[str]]:
+    """A row but for its citations: parts, and the values between them."""
+    quote, text, end, place = (mark.decode("latin-1") for mark in words.marks)
+    form, values = [""], list[str]()
+    for name in COLUMNS:
+        form[-1] += ("," if values else "") + (quote if name in _NO_TEXTS else text)
         if name == "citations":
-            form[-1] += cited + after
+            form[-1] += place + quote
         else:
-            values.append(_value(words, name, is_csv=is_csv))
-            form.append(after)
-    form[-1] += {"csv": end, "json": "}", "ndjson": "}" + end}[format]
+            values.append(_value(words, name, is_csv=True))
+            form.append(quote)
+    form[-1] += end
+    return form, values
+
+
+def _json_line(words: _Words, cited: str, *, in_list: bool) -> tuple[list[str], list[str]]:
+    """A row: parts, and the values between them; `in_list` in a list of JSON, after what is before it."""
+    quote, _, end, _ = (mark.decode("latin-1") for mark in words.marks)
+    form, values = [f",{end}{{" if in_list else "{"], list[str]()
+    for name in COLUMNS:
+        before, after = ("[", "]") if name == "citations" else ("", "") if name in _BARE else (quote, quote)
+        form[-1] += ("," if values else "") + f"{quote}{name}{quote}:{before}"
+        values.append(cited if name == "citations" else _value(words, name, is_csv=False))
+        form.append(after)
+    form[-1] += "}" if in_list else "}" + end
     return form, values
 
 
