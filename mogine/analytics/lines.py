@@ -1,7 +1,7 @@
 """Rows as lines of a file, any number of them, made ahead of who takes them.
 
-The database writes them, in a thread. With SQLite more threads only wait for its one lock on memory: what is
-to be quicker is done by a second process, which writes every other batch. PostgreSQL has its own processes.
+The database puts them together, in a thread. With SQLite more threads only wait for its one lock on memory:
+what is to be quicker is done by a second process, which writes every other batch. PostgreSQL has its own.
 """
 
 import contextlib
@@ -13,19 +13,21 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from mogine.analytics.export import BOM, COLUMNS, check_format, heading
 from mogine.analytics.records import Selection
-from mogine.analytics.sqllines import Hand, Piece
+from mogine.analytics.sqllines import ROOM_BYTES, Hand, Piece
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
 BATCH = 1000
-AHEAD = 3  # batches that wait for a slow taker, of some hundred kilobytes each
+AHEAD = 4  # batches that are being made, or wait for a slow taker, of some 1.5 MB each
+# With PostgreSQL each has a process there that puts lines together; one more than there are cores, because
+# while what one has brought is finished here the others go on.
+HANDS = 3
 # Until then a second process would hardly have started.
 HELPED_AFTER = 10 * BATCH
 
@@ -80,7 +82,7 @@ def _ahead(
 ) -> Iterator[Piece]:
     """Batches in their order, a few of them being made while the one before is taken."""
 
-    hands: list[Writes] = []
+    hands = list[Writes]()
     idle: SimpleQueue[Writes] = SimpleQueue()
 
     def employ(hand: Writes) -> None:
@@ -96,11 +98,9 @@ def _ahead(
 
     waiting: deque[Future[Piece]] = deque()
     try:
-        new_hand = partial(Hand, store, format, deadline_s, in_spans=selection.is_span)
-        employ(new_hand())
-        if not store.is_file:
-            employ(new_hand())  # whose lines another process of PostgreSQL's writes
-        with ThreadPoolExecutor(2, "export") as pool:
+        for hand in _first_hands(store, selection, format, deadline_s, helped):
+            employ(hand)
+        with ThreadPoolExecutor(max(2, len(hands)), "export") as pool:
             try:
                 for number, keys in enumerate(store.batches(selection, BATCH, deadline_s)):
                     if helped and store.is_file and number * BATCH == HELPED_AFTER:
@@ -116,6 +116,15 @@ def _ahead(
     finally:
         for hand in hands:
             hand.close()
+
+
+def _first_hands(
+    store: AnalyticsStore, selection: Selection, format: str, deadline_s: float | None, helped: bool
+) -> list[Writes]:
+    if helped:
+        bytes(ROOM_BYTES)  # which keeps room for smaller ones, see _Postgres.settle
+    count = 1 if store.is_file else HANDS if helped else 2
+    return [Hand(store, format, deadline_s, in_spans=selection.is_span) for _ in range(count)]
 
 
 # --- the second process --------------------------------------------------------------------------
@@ -170,6 +179,7 @@ class Helper:
 
 def help_out(path: str, format: str) -> None:
     """The second process: a batch for each line of standard input, until that ends."""
+    bytes(ROOM_BYTES)
     hand = Hand(AnalyticsStore(Path(path)), format)
     for line in sys.stdin.buffer:
         piece = hand.write(*json.loads(line))

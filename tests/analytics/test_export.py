@@ -109,8 +109,8 @@ def test_rows_are_taken_one_by_one(format: str) -> None:
 
 NASTY = st.text(
     st.sampled_from(
-        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x0b\x0c\x1c\x1e\x1f\x85\u2028\u2029"
-        "\ufeff\u200b\u2060\xa0\u3000 \"',;|<\\退款😀\x7f\x00\ud800"
+        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x01\x08\x0b\x0c\x1b\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+        "\ufeff\ufffe\u200b\u2060\xa0\u3000 \"',;|<%\\退款鿿ꀀ😀\x7f\x00\ud7ff\ud800\udfff\ue000"
     ),
     max_size=12,
 )
@@ -167,6 +167,78 @@ def test_lines_of_the_database_are_those_of_python_to_the_byte(
         for bom in (False, True):
             wanted = "".join(render_records(store.iterate(), format, bom=bom)).encode()
             assert b"".join(p.data for p in render_rows(store, Selection(), format, bom=bom)) == wanted
+
+
+CONTROLS = [chr(code) for code in range(1, 32)]
+MARKS = "\x1c\x1d\x1e\x1f"  # between values of PostgreSQL, and a text may have them
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
+def test_lines_are_those_of_python_for_each_sign_in_each_place(store: AnalyticsStore, format: str) -> None:
+    signs = [*HOSTILE, *CONTROLS, "\x85", "\u2028", "\u2029", '"', "\\", "\r\n", "%s", "退", "", "\ufffe"]
+    names = ("question", "answer", "session", "model", "page_url")
+    rows = [
+        row(
+            timedelta(seconds=len(HOSTILE) + len(names) * n + place),
+            citations=(Citation(2, f"t{sign}", sign, f"{sign}h", sign * 2, "", 0.5), cite(f"a{sign}b")),
+            signals=SIGNALS[:place],
+            id=f"{n}-{place}-{kind}",
+            **dict[str, Any]({name: text}),
+        )
+        for n, sign in enumerate(signs)
+        for place, name in enumerate(names)
+        for kind, text in enumerate((sign, f"{sign}a{sign}\nb", f" {sign}"))
+    ]
+    # Without marks all are made the quick way, with them the slow one.
+    for some in ([r for r in rows if not set(MARKS) & set(r.citations[0].source)], rows):
+        store.insert(some, busy_ms=5000)
+        assert lines_of(store, format) == "".join(render_records(store.iterate(), format)).encode()
+        assert store.count(Selection()) == len(some)
+
+
+def lines_of(store: AnalyticsStore, format: str, selection: Selection = Selection()) -> bytes:  # noqa: B008
+    return b"".join(piece.data for piece in render_rows(store, selection, format))
+
+
+class Quick(AnalyticsStore):
+    """A record whose rows are never read as objects."""
+
+    def chosen(self, *args: Any) -> Any:
+        raise AssertionError("read as objects")
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
+def test_only_rows_with_a_mark_in_a_text_are_written_the_slow_way(
+    store: AnalyticsStore, data: Path, database_url: str, format: str
+) -> None:
+    """Otherwise a wrong count would go unnoticed, but for the time it takes."""
+    harmless = "".join(c for c in [*CONTROLS, *HOSTILE, '"\\\u2028退'] if c not in MARKS)
+    rows = [
+        row(
+            timedelta(seconds=n),
+            question=harmless * (n % 3),
+            answer="" if n % 4 else harmless,
+            citations=tuple(cite(harmless, number=k) for k in range(n % 5)),
+            signals=tuple(s for place, s in enumerate(SIGNALS) if n >> place & 1),
+            status="ok" if n % 2 else "error",
+        )
+        for n in range(64)
+    ]
+    store.insert(rows, busy_ms=5000)
+    quick = Quick(data / "analytics.db", database_url)
+    try:
+        for selection in (Selection(), Selection(status="error"), Selection(search="退")):
+            wanted = "".join(render_records(store.iterate(selection), format)).encode()
+            assert wanted.count(b"\n") > 20 and lines_of(quick, format, selection) == wanted
+        for n, mark in enumerate(MARKS):
+            store.insert([row(timedelta(seconds=-n), page_url=f"a{mark}b")], busy_ms=5000)
+            wanted = "".join(render_records(store.iterate(), format)).encode()
+            assert lines_of(store, format) == wanted
+            if database_url:
+                with pytest.raises(AssertionError, match="read as objects"):
+                    lines_of(quick, format)
+    finally:
+        quick.close()
 
 
 def test_lines_come_in_their_order_whatever_the_batches(store: AnalyticsStore) -> None:
