@@ -179,8 +179,9 @@ class _Postgres:
         return _literal(text)
 
     def row(self, form: Sequence[str], values: Sequence[str]) -> str:
-        parts = [part for pair in zip(map(_literal, form), [*values, _NOTHING], strict=True) for part in pair]
-        return f"concat({', '.join(filter(_NOTHING.__ne__, parts))})"
+        texts = [f"coalesce(({value})::text, '')" for value in values]
+        parts = [part for pair in zip(map(_literal, form), [*texts, _NOTHING], strict=True) for part in pair]
+        return _joined([part for part in parts if part != _NOTHING])
 
     def whole(self, value: str, absent: str) -> str:
         return f"coalesce({value}::text, {_literal(absent)})" if absent else value
@@ -222,6 +223,12 @@ class _Postgres:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Each half by itself: one after another, what is there already would be copied at every step."""
+    half = len(parts) // 2
+    return f"({_joined(parts[:half])} || {_joined(parts[half:])})" if half else parts[0]
 
 
 def _named(columns: Sequence[str]) -> str:
