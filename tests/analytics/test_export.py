@@ -109,7 +109,7 @@ def test_rows_are_taken_one_by_one(format: str) -> None:
 
 NASTY = st.text(
     st.sampled_from(
-        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x01\x08\x0b\x0c\x1b\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x01\x08\x10\x13\x15\x0b\x0c\x1b\x1c\x1d\x1e\x1f\x85\u2028\u2029"
         "\ufeff\ufffe\u200b\u2060\xa0\u3000 \"',;|<%\\退款鿿ꀀ😀\x7f\x00\ud7ff\ud800\udfff\ue000"
     ),
     max_size=12,
@@ -170,7 +170,7 @@ def test_lines_of_the_database_are_those_of_python_to_the_byte(
 
 
 CONTROLS = [chr(code) for code in range(1, 32)]
-MARKS = "\x1c\x1d\x1e\x1f"  # between values of PostgreSQL, and a text may have them
+MARKS = "".join(map(chr, range(0x10, 0x1A)))  # between values of PostgreSQL, and a text may have them
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
@@ -231,10 +231,11 @@ def test_only_rows_with_a_mark_in_a_text_are_written_the_slow_way(
             wanted = "".join(render_records(store.iterate(selection), format)).encode()
             assert wanted.count(b"\n") > 20 and lines_of(quick, format, selection) == wanted
         for n, mark in enumerate(MARKS):
-            store.insert([row(timedelta(seconds=-n), page_url=f"a{mark}b")], busy_ms=5000)
+            cited = (cite(f"a{mark}b"),)
+            store.insert([row(timedelta(seconds=-n), page_url=f"a{mark}b", citations=cited)], busy_ms=5000)
             wanted = "".join(render_records(store.iterate(), format)).encode()
             assert lines_of(store, format) == wanted
-            if database_url:
+            if database_url and (format == "csv" or mark in MARKS[3:]):
                 with pytest.raises(AssertionError, match="read as objects"):
                     lines_of(quick, format)
     finally:
