@@ -15,7 +15,7 @@ from mogine.analytics.records import SIGNALS, signals_of
 from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
 LONG_AFTER = 3  # batches; who writes more of them writes many
-ROOM_BYTES = 8_000_000
+ROOM_BYTES = 4_000_000
 
 _NUMBERS = (
     "prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms", "search_ms",

@@ -45,6 +45,7 @@ MAX_INTEGER = 2**53
 COST_DIGITS = 10  # behind the point, of CNY: what floating point adds further right is noise
 MAX_FEEDBACK_AGE_MS = 24 * 3_600_000
 SEARCH_CHUNK = 256
+BATCHES_AT_ONCE = 20
 
 _VALUES = ROW_COLUMNS[2:]
 _SELECT_CITATIONS = (
@@ -510,6 +511,20 @@ class AnalyticsStore:
             return
         after = -1
         lasting = LastingReader(self, deadline_s)
+        while selection.is_span:  # of many batches at once, as long as they are full: few questions, quickly
+            where, params = _where(selection, after=after)
+            with lasting.look() as reader:
+                ends = reader.all(
+                    "SELECT seq FROM (SELECT q.seq, row_number() OVER (ORDER BY q.seq) AS place "  # noqa: S608
+                    f"FROM queries q WHERE {where} ORDER BY q.seq LIMIT ?) AS batches "
+                    f"WHERE place % {size:d} = 0 ORDER BY place",
+                    [*params, size * BATCHES_AT_ONCE],
+                )
+            for (end,) in ends:
+                yield _where(selection, after=after, upto=end)
+                after = end
+            if len(ends) < BATCHES_AT_ONCE:
+                break
         while True:
             where, params = _where(selection, after=after)
             with lasting.look() as reader:
