@@ -23,14 +23,13 @@ from mogine.analytics.sqllines import ROOM_BYTES, Hand, Piece
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
-BATCH = 1000  # of PostgreSQL, which plans each statement anew
-BATCH_OF_FILE = 400
-AHEAD = 4  # batches that are being made, or wait for a slow taker, of some 0.6 or 1.5 MB each
+BATCH = 1000
+AHEAD = 4  # batches that are being made, or wait for a slow taker, of some 1.5 MB each
 # With PostgreSQL each has a process there that puts lines together; one more than there are cores, because
 # while what one has brought is finished here the others go on.
 HANDS = 3
 # Until then a second process would hardly have started.
-HELPED_AFTER = 25 * BATCH_OF_FILE
+HELPED_AFTER = 10 * BATCH
 
 _PIPE_BYTES = 1024**2
 _HEAD = struct.Struct(">II")
@@ -103,9 +102,8 @@ def _ahead(
             employ(hand)
         with ThreadPoolExecutor(max(2, len(hands)), "export") as pool:
             try:
-                size = BATCH_OF_FILE if store.is_file else BATCH
-                for number, keys in enumerate(store.batches(selection, size, deadline_s)):
-                    if helped and store.is_file and number * size == HELPED_AFTER:
+                for number, keys in enumerate(store.batches(selection, BATCH, deadline_s)):
+                    if helped and store.is_file and number * BATCH == HELPED_AFTER:
                         employ(Helper(store, format))
                     waiting.append(pool.submit(write, *keys))
                     if len(waiting) > AHEAD:

@@ -3,25 +3,27 @@
 What a line looks like is told by export.py, and a test compares the two. What texts need is done in marks.py.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from mogine.analytics.engine import Reader
 from mogine.analytics.export import COLUMNS, render_records
-from mogine.analytics.marks import CITED, NO_TEXTS, CsvFinish, Finish, JsonFinish, Marks
+from mogine.analytics.marks import CsvFinish, JsonFinish, Marks
 from mogine.analytics.records import SIGNALS, signals_of
 from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
 LONG_AFTER = 3  # batches; who writes more of them writes many
-ROOM_BYTES = 4_000_000
+ROOM_BYTES = 8_000_000
 
 _NUMBERS = (
     "prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms", "search_ms",
 )  # fmt: skip
 _REALS = ("top_score", "cost_cny")
 _FLAGS = ("tokens_estimated", "bot")
+_BARE = ("signals", *_NUMBERS, *_REALS, *_FLAGS)
+_NO_TEXTS = ("started_at", "citations", *_BARE)
+_CITED = ("number", "title", "source", "heading", "url", "score")
 _NOTHING = "''"
 _MS = "(q.seq >> 20)"
 
@@ -48,12 +50,11 @@ class Hand:
         self._reader = LastingReader(store, deadline_s, words.begin)
         self._words = words
         self._written = 0
-        self._finish: Finish
-        if format == "csv":
-            self._finish, line = CsvFinish(words.marks), _csv_line(words)
-        else:
-            self._finish, line = JsonFinish(words.marks, in_list=format == "json"), _json_line(words)
-        self._sql = words.select(line, _entry(words), ", " if format == "csv" else ",")
+        self._count = words.marks.found_in
+        self._sql, self._marks_per_row = _select(words, format)
+        self._finish: Callable[..., bytes] = (
+            CsvFinish(words.marks).lines if format == "csv" else JsonFinish(words.marks).lines
+        )
 
     def write(self, condition: str, params: Sequence[Any]) -> Piece:
         """The rows that meet `condition`, oldest first; in JSON each line begins with a comma.
@@ -66,11 +67,12 @@ class Hand:
             if self._written == LONG_AFTER and self._words.settle:
                 reader.all(self._words.settle)
             self._written += 1
-            data, cited, rows, citations = reader.as_bytes(sql, [*params] * times)
-            lines = self._finish.lines(data, cited, rows, citations) if rows else b""
-            if lines is None:
-                lines = self._one_by_one(reader, condition, params)
-        return Piece(lines, rows)
+            rows, more, *data = reader.as_bytes(sql, [*params] * times)
+            if not rows:
+                return Piece(b"", 0)
+            if more is not None and rows * self._marks_per_row + more != sum(map(self._count, data)):
+                return Piece(self._one_by_one(reader, condition, params), rows)
+        return Piece(self._finish(*data), rows)
 
     def _one_by_one(self, reader: Reader, condition: str, params: Sequence[Any]) -> bytes:
         """The slow way, for rows with a text that has a mark in it."""
@@ -98,6 +100,9 @@ class _Words(Protocol):
     settle: str  # before a long export; "" for nothing
     started_at: str
 
+    def literal(self, text: str) -> str:
+        """Text with marks in it."""
+
     def row(self, form: Sequence[str], values: Sequence[str]) -> str:
         """`values` between the parts of `form`, which are one more; nothing for NULL."""
 
@@ -105,22 +110,27 @@ class _Words(Protocol):
     def real(self, value: str, absent: str) -> str:
         """The shortest form that gives the number back, as Python writes it."""
 
-    def select(self, line: str, entry: str, comma: str) -> str:
-        """All lines as one text, and all lists of citations, of which `entry` tells one, in the order of
-        their numbers; how many rows; how many citations, unless marks need not be counted."""
+    def cited(self, entry: str, comma: str) -> str:
+        """A row's citations, of which `entry` tells one, in the order of their numbers."""
+
+    def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
+        """How many rows, the sum of `more` where marks must be counted, and each column of all rows as one
+        text; {condition} stands for one on `q`."""
 
     def within(self, select: str, condition: str) -> str:
         """`select` of the rows that meet a condition on `q`."""
 
 
 class _Sqlite:
-    marks = Marks(b"\xff", b"\xfe", b"\xfd", b"\xfc", bytes(range(0xF5, 0xFB)))  # none is ever in UTF-8
+    marks = Marks(b"\xff", b"\xfe", b"\xfd", b"\xfc")  # no text of UTF-8 has such bytes
     begin, settle = "BEGIN", ""
     started_at = f"strftime('%Y-%m-%dT%H:%M:%S', {_MS} / 1000, 'unixepoch') || printf('.%03dZ', {_MS} % 1000)"
 
+    def literal(self, text: str) -> str:
+        return f"CAST(x'{text.encode('latin-1').hex()}' AS TEXT)"
+
     def row(self, form: Sequence[str], values: Sequence[str]) -> str:
-        whole = "%s".join(form).encode("latin-1")
-        return f"printf(CAST(x'{whole.hex()}' AS TEXT), {', '.join(values)})"
+        return f"printf({', '.join([self.literal('%s'.join(form)), *values])})"
 
     def whole(self, value: str, absent: str) -> str:
         return f"coalesce({value}, {_literal(absent)})"
@@ -135,12 +145,13 @@ class _Sqlite:
             f"WHEN {value} IS NULL THEN {_literal(absent)} ELSE exact({value}) END"
         )
 
-    def select(self, line: str, entry: str, comma: str) -> str:
-        # The table of citations has no other order than that of its key, which is the one that is wanted.
-        entries = f"SELECT group_concat({entry}, {_literal(comma)}) FROM citations c WHERE c.seq = q.seq"  # noqa: S608
+    def cited(self, entry: str, comma: str) -> str:
+        # The table has no other order than that of its key, which is the one that is wanted.
+        return f"(SELECT group_concat({entry}, {_literal(comma)}) FROM citations c WHERE c.seq = q.seq)"  # noqa: S608
+
+    def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
         return (
-            "SELECT group_concat(line, ''), group_concat(cited, ''), count(*), NULL "  # noqa: S608
-            f"FROM (SELECT {line} AS line, {_list(self, f'({entries})')} AS cited "
+            f"SELECT count(*), NULL{_each('group_concat', columns)} FROM (SELECT {_named(columns)} "  # noqa: S608
             "FROM queries q LEFT JOIN texts t ON t.seq = q.seq WHERE {condition} ORDER BY q.seq) AS lines"
         )
 
@@ -149,7 +160,7 @@ class _Sqlite:
 
 
 class _Postgres:
-    marks = Marks(b"\x10", b"\x11", b"\x12", b"\x13", bytes(range(0x14, 0x1A)))  # a text may have them
+    marks = Marks(b"\x1c", b"\x1d", b"\x1e", b"\x1f")  # which a text may have: so they are counted
     # The C library gives the memory of large values back to the system after each statement, and takes it
     # page by page for the next, a quarter of all the time; unless there has been a larger value before.
     settle = f"SELECT octet_length(repeat(' ', {ROOM_BYTES}))"
@@ -163,6 +174,9 @@ class _Postgres:
         self.begin = "BEGIN"
         if in_spans:  # three walks side by side take half the time of two steps down an index for each row
             self.begin += "; SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off"
+
+    def literal(self, text: str) -> str:
+        return _literal(text)
 
     def row(self, form: Sequence[str], values: Sequence[str]) -> str:
         texts = [f"coalesce(({value})::text, '')" for value in values]
@@ -180,7 +194,10 @@ class _Postgres:
             f"ELSE {value}::text END"
         )
 
-    def select(self, line: str, entry: str, comma: str) -> str:
+    def cited(self, entry: str, comma: str) -> str:
+        return "c.entries"
+
+    def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
         citations = f"count(*) AS n, string_agg({entry}, {_literal(comma)}) AS entries"
         if self._in_spans:
             cited = f"(SELECT c.seq, {citations} FROM ({self._ordered('{c}')}) AS c GROUP BY c.seq)"  # noqa: S608
@@ -189,8 +206,8 @@ class _Postgres:
             cited = f"LATERAL (SELECT {citations} FROM ({self._ordered('c.seq = q.seq')}) AS c)"  # noqa: S608
             on_texts, on_cited = "t.seq = q.seq", "true"
         return (
-            "SELECT string_agg(line, ''), string_agg(cited, ''), count(*), CAST(sum(n) AS bigint) "  # noqa: S608
-            f"FROM (SELECT {line} AS line, {_list(self, 'c.entries')} AS cited, coalesce(c.n, 0) AS n "
+            f"SELECT count(*), CAST(sum(more) AS bigint){_each('string_agg', columns)} "  # noqa: S608
+            f"FROM (SELECT {more} AS more, {_named(columns)} "
             f"FROM queries q LEFT JOIN texts t ON {on_texts} LEFT JOIN {cited} AS c ON {on_cited} "
             "WHERE {q} ORDER BY q.seq) AS lines"
         )
@@ -214,42 +231,77 @@ def _joined(parts: Sequence[str]) -> str:
     return f"({_joined(parts[:half])} || {_joined(parts[half:])})" if half else parts[0]
 
 
-def _list(words: _Words, entries: str) -> str:
-    return words.row(["[", "]" + words.marks.end.decode("latin-1")], [entries])
+def _named(columns: Sequence[str]) -> str:
+    return ", ".join(f"{column} AS column_{place}" for place, column in enumerate(columns))
 
 
-def _csv_line(words: _Words) -> str:
-    """A row but for its citations, in quotes."""
-    quote, text, place, end, _ = (mark.decode("latin-1") for mark in words.marks)
+def _each(aggregate: str, columns: Sequence[str]) -> str:
+    return "".join(f", {aggregate}(column_{place}, '')" for place in range(len(columns)))
+
+
+def _select(words: _Words, format: str) -> tuple[str, int]:
+    """What brings rows in `format`, and how many marks there are for each, but for those that it counts."""
+    is_csv = format == "csv"
+    comma, colon = (", ", ": ") if is_csv else (",", ":")
+    entry_form, entry_values = _entry(words, comma, colon)
+    entry = words.row(entry_form, entry_values)
+    cited = words.cited(entry, comma)
+    if is_csv:  # citations are JSON first, and then the text of a cell: they come by themselves
+        form, values = _csv_line(words)
+        list_form = ["[", "]" + words.marks.end.decode("latin-1")]
+        columns = [words.row(form, values), words.row(list_form, [cited])]
+        form += list_form
+    else:
+        form, values = _json_line(words, cited, in_list=format == "json")
+        columns = [words.row(form, values)]
+    quotes = _by_signals(lambda signals: "0" if is_csv else str(2 * len(signals)))
+    more = f"coalesce(c.n, 0) * {_marks(words, entry_form)} + {quotes}"
+    return words.select(columns, entry, comma, more), _marks(words, form)
+
+
+def _marks(words: _Words, form: Sequence[str]) -> int:
+    return words.marks.found_in("".join(form).encode("latin-1"))
+
+
+def _csv_line(words: _Words) -> tuple[list[str], list[str]]:
+    """A row but for its citations: parts, and the values between them."""
+    quote, text, end, place = (mark.decode("latin-1") for mark in words.marks)
     form, values = [""], list[str]()
     for name in COLUMNS:
-        form[-1] += ("," if values else "") + (quote if name in NO_TEXTS else text)
+        form[-1] += ("," if values else "") + (quote if name in _NO_TEXTS else text)
         if name == "citations":
             form[-1] += place + quote
         else:
             values.append(_value(words, name, is_csv=True))
             form.append(quote)
     form[-1] += end
-    return words.row(form, values)
+    return form, values
 
 
-def _json_line(words: _Words) -> str:
-    """A row's cells, of which that of the citations is empty."""
-    end = words.marks.end.decode("latin-1")
-    form, values = [""], list[str]()
+def _json_line(words: _Words, cited: str, *, in_list: bool) -> tuple[list[str], list[str]]:
+    """A row: parts, and the values between them; `in_list` in a list of JSON, after what is before it."""
+    quote, _, end, _ = (mark.decode("latin-1") for mark in words.marks)
+    form, values = [f",{end}{{" if in_list else "{"], list[str]()
     for name in COLUMNS:
-        if name == "citations":
-            form[-1] += end
-        else:
-            values.append(_value(words, name, is_csv=False))
-            form.append(end)
-    return words.row(form, values)
+        before, after = ("[", "]") if name == "citations" else ("", "") if name in _BARE else (quote, quote)
+        form[-1] += ("," if values else "") + f"{quote}{name}{quote}:{before}"
+        values.append(cited if name == "citations" else _value(words, name, is_csv=False))
+        form.append(after)
+    form[-1] += "}" if in_list else "}" + end
+    return form, values
 
 
-def _entry(words: _Words) -> str:
-    """A citation, to be made an object."""
-    form = [*words.marks.cited.decode("latin-1"), "}"]
-    return words.row(form, [words.real("c.score", "") if name == "score" else f"c.{name}" for name in CITED])
+def _entry(words: _Words, comma: str, colon: str) -> tuple[list[str], list[str]]:
+    """A citation as an object, as `json.dumps` writes it with these signs between."""
+    quote = words.marks.quote.decode("latin-1")
+    form, values = ["{"], list[str]()
+    for name in _CITED:
+        around = "" if name in ("number", "score") else quote
+        form[-1] += (comma if values else "") + f"{quote}{name}{quote}{colon}{around}"
+        values.append(words.real("c.score", "") if name == "score" else f"c.{name}")
+        form.append(around)
+    form[-1] += "}"
+    return form, values
 
 
 def _value(words: _Words, name: str, *, is_csv: bool) -> str:
@@ -262,9 +314,13 @@ def _value(words: _Words, name: str, *, is_csv: bool) -> str:
         return words.real(column, absent)
     if name in _FLAGS:
         return f"CASE WHEN {column} <> 0 THEN 'true' ELSE 'false' END"
-    if name == "signals" and is_csv:
-        lists = enumerate(json.dumps(signals_of(bits)) for bits in range(1 << len(SIGNALS)))
-        return (
-            f"CASE q.signals {' '.join(f'WHEN {n} THEN {_literal(text)}' for n, text in lists)} ELSE '[]' END"
-        )
+    if name == "signals":
+        quote, comma = ('"', ", ") if is_csv else (words.marks.quote.decode("latin-1"), ",")
+        return _by_signals(lambda s: words.literal(f"[{comma.join(quote + name + quote for name in s)}]"))
     return column
+
+
+def _by_signals(told: Callable[[Sequence[str]], str]) -> str:
+    """What is told for each set of signals; nobody knows others."""
+    named = (f"WHEN {bits} THEN {told(signals_of(bits))}" for bits in range(1 << len(SIGNALS)))
+    return f"CASE q.signals {' '.join(named)} ELSE {told(())} END"

@@ -109,7 +109,7 @@ def test_rows_are_taken_one_by_one(format: str) -> None:
 
 NASTY = st.text(
     st.sampled_from(
-        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x01\x08\x10\x13\x15\x0b\x0c\x1b\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+        "ab1=+-@＝＋－＠﹢﹣﹦﹫\t\r\n\x01\x08\x0b\x0c\x1b\x1c\x1d\x1e\x1f\x85\u2028\u2029"
         "\ufeff\ufffe\u200b\u2060\xa0\u3000 \"',;|<%\\退款鿿ꀀ😀\x7f\x00\ud7ff\ud800\udfff\ue000"
     ),
     max_size=12,
@@ -170,7 +170,7 @@ def test_lines_of_the_database_are_those_of_python_to_the_byte(
 
 
 CONTROLS = [chr(code) for code in range(1, 32)]
-MARKS = "".join(map(chr, range(0x10, 0x1A)))  # between values of PostgreSQL, and a text may have them
+MARKS = "\x1c\x1d\x1e\x1f"  # between values of PostgreSQL, and a text may have them
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "ndjson"])
@@ -231,11 +231,10 @@ def test_only_rows_with_a_mark_in_a_text_are_written_the_slow_way(
             wanted = "".join(render_records(store.iterate(selection), format)).encode()
             assert wanted.count(b"\n") > 20 and lines_of(quick, format, selection) == wanted
         for n, mark in enumerate(MARKS):
-            cited = (cite(f"a{mark}b"),)
-            store.insert([row(timedelta(seconds=-n), page_url=f"a{mark}b", citations=cited)], busy_ms=5000)
+            store.insert([row(timedelta(seconds=-n), page_url=f"a{mark}b")], busy_ms=5000)
             wanted = "".join(render_records(store.iterate(), format)).encode()
             assert lines_of(store, format) == wanted
-            if database_url and (format == "csv" or mark in MARKS[3:]):
+            if database_url:
                 with pytest.raises(AssertionError, match="read as objects"):
                     lines_of(quick, format)
     finally:
@@ -277,7 +276,7 @@ def test_a_second_process_writes_the_same_lines_and_when_it_is_lost_none_is(
         assert b"".join(p.data for p in render_rows(store, selection, format, helped=True)) == wanted
         assert children() == before
         pieces = render_rows(store, selection, format, helped=True)
-        begun = b"".join(next(pieces).data for _ in range(30))
+        begun = b"".join(next(pieces).data for _ in range(10))
         (helper,) = children() - before
         os.kill(helper, signal.SIGKILL)
         assert begun + b"".join(p.data for p in pieces) == wanted
@@ -288,7 +287,7 @@ def test_who_stops_taking_lines_ends_the_second_process(store: AnalyticsStore) -
     store.insert([row(timedelta(seconds=n)) for n in range(16_000)], busy_ms=5000)
     before = children()
     pieces = render_rows(store, Selection(), "csv", helped=True)
-    assert [next(pieces) for _ in range(30)] and len(children() - before) == 1
+    assert [next(pieces) for _ in range(12)] and len(children() - before) == 1
     del pieces
     assert children() == before
 
