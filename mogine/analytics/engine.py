@@ -14,6 +14,7 @@ from mogine.errors import StoreError, Unavailable
 
 BUSY_MS = 100
 PATIENT_BUSY_MS = 5_000
+FETCH_ROWS = 2_000
 TOO_LONG = "this would take too long; ask for fewer days or a narrower filter"
 
 # A row of a result: values by place and by name, `keys()`, and as long as a tuple.
@@ -45,8 +46,11 @@ class Connection(Protocol):
 
     def execute(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Any: ...
+    def parts(self, sql: str, params: Sequence[Any] = ()) -> Iterator[list[tuple[Any, ...]]]:
+        """Many rows as mere tuples, some thousand at a time; several may be read beside each other."""
+
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """Many rows as mere tuples, read bit by bit; several may be read beside each other."""
+        """The same, one by one."""
 
     def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Any number of new rows, as quickly as the database takes them and in constant memory."""

@@ -10,14 +10,11 @@ from zoneinfo import ZoneInfo
 
 from mogine.analytics import histogram
 from mogine.analytics.engine import TOO_LONG, Reader, Row
+from mogine.analytics.fold import ASKED_QUARTERS, COLUMNS, QUARTER_MS, Waits
 from mogine.analytics.records import Window, epoch_ms, from_epoch_ms
 from mogine.analytics.rollups import (
-    ASKED_QUARTERS,
-    COLUMNS,
     DAY_LEVEL,
     LEVELS,
-    QUARTER_MS,
-    Waits,
     gather_tail,
     pieces,
 )

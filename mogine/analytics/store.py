@@ -23,6 +23,7 @@ from mogine.analytics.engine import (
     Reader,
     Row,
 )
+from mogine.analytics.fold import ASKED_QUARTERS, QUARTER_MS
 from mogine.analytics.records import (
     QueryRecord,
     Selection,
@@ -371,7 +372,7 @@ class AnalyticsStore:
         ).fetchone()[0]
         for table in _KEYED_BY_ROW:
             writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
-        quarter = rollups.ASKED_QUARTERS * rollups.QUARTER_MS
+        quarter = ASKED_QUARTERS * QUARTER_MS
         slots = ((low >> SEQ_BITS) // quarter, (high >> SEQ_BITS) // quarter)
         writer.execute(
             "DELETE FROM asked WHERE slot >= ? AND slot <= ? AND seq >= ? AND seq <= ?", (*slots, low, high)

@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from mogine.analytics import rollups, search
+from mogine.analytics.fold import ASKED_QUARTERS, QUARTER_MS
 from mogine.analytics.records import epoch_ms
-from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
+from mogine.analytics.rollups import LEVELS
 from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
 from mogine.analytics.sqlite import POLL_S
 from mogine.analytics.store import AnalyticsStore, first_seq
@@ -30,7 +31,7 @@ ALONE_S = 0.025
 GAP_S = 2 * POLL_S
 COLLECT_ROWS = 128
 HOUR_MS = 4 * QUARTER_MS
-REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see _REACH of rollups.py
+REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see REACH of fold.py
 
 END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
