@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain, compress, repeat
 from operator import add, is_not, itemgetter, mul
@@ -94,7 +95,7 @@ class Rows:
             f"EXISTS (SELECT 1 FROM queries p WHERE {_AFTER} AND p.{column} = q.{column} "  # noqa: S608
             "AND p.seq > q.seq AND p.bot = 0 "
             "AND p.seq <= (SELECT value FROM state WHERE name = 'summed_upto') "
-            "AND p.seq NOT IN (SELECT seq FROM uncounted))"
+            "AND NOT EXISTS (SELECT 1 FROM uncounted u WHERE u.seq = p.seq))"
         )
         return f"{named} AND NOT {earlier} AND NOT {counted}"
 
@@ -323,13 +324,13 @@ class _Folding:
             for page, packed in sums.pages.items():
                 numbers["page", slot, page] = packed
             for cited, packed in sums.sources.items():
+                told = sums.scores[cited]
+                every = list(map(int, ",".join(told).replace("[", "").replace("]", "").split(",")))
                 # A row counts once for each document, whose citations may be several.
-                sources = json.loads(cited)
-                every = json.loads(",".join(sums.scores[cited]).replace("],[", ","))
-                for source in dict.fromkeys(sources):
-                    numbers["source", slot, source] += packed
+                sources = _listed(cited)
+                for source, times in Counter(sources).items():
+                    numbers["source", slot, source] += packed + (len(told) * times << _AT["citations"])
                 for place, source in enumerate(sources):
-                    numbers["source", slot, source] += len(sums.scores[cited]) << _AT["citations"]
                     scores[slot, source] += sum(every[place :: len(sources)]) / SCORE_UNIT
         waits = {
             slot: (_in_buckets(sums.waits[0]), _in_buckets(sums.waits[1]))
@@ -340,14 +341,18 @@ class _Folding:
     def _titles(self) -> dict[str, str]:
         """What each document was called last."""
         last: dict[str, int] = {}
-        for cited, seq in self._cited_last.items():
-            for source in json.loads(cited):
-                last[source] = max(seq, last.get(source, 0))
+        for cited, seq in sorted(self._cited_last.items(), key=itemgetter(1)):
+            last.update(dict.fromkeys(_listed(cited), seq))
         rows = self._connection.execute(
             f"SELECT source, title FROM citations WHERE seq {LISTED} ORDER BY seq",  # noqa: S608
             (Listing(list(set(last.values()))),),
         )
         return dict(map(tuple, rows))
+
+
+@lru_cache(4096)
+def _listed(sources: str) -> tuple[str, ...]:
+    return tuple(json.loads(sources))
 
 
 def _quarter(seq: int) -> int:

@@ -58,12 +58,14 @@ _ADD_SOURCES = Bulk(
     "INSERT INTO sources (source, title) VALUES ",
     2,
     " ON CONFLICT (source) DO UPDATE SET title = excluded.title WHERE sources.title <> excluded.title",
+    ["text"] * 2,
 )
 _SET_WAITS = Bulk(
     "INSERT INTO waits (level, slot, first_token, duration) VALUES ",
     4,
     " ON CONFLICT (level, slot) DO UPDATE SET first_token = excluded.first_token, "
     "duration = excluded.duration",
+    ["bigint", "bigint", "bytea", "bytea"],
 )
 
 
@@ -165,21 +167,22 @@ def _few_pages(writer: Connection) -> None:
 
 
 def _add_waits(writer: Connection, found: Waits) -> None:
-    rows = []
+    entries: dict[tuple[int, int], tuple[Counter[int], Counter[int]]] = {}
     for level, size in enumerate(LEVELS):
-        entries: dict[int, tuple[Counter[int], Counter[int]]] = {}
         for slot, pair in found.items():
-            first, whole = entries.setdefault(slot // size, (Counter(), Counter()))
+            first, whole = entries.setdefault((level, slot // size), (Counter(), Counter()))
             first.update(pair[0])
             whole.update(pair[1])
-        known = writer.execute(
-            f"SELECT slot, first_token, duration FROM waits WHERE level = ? AND slot {LISTED}",  # noqa: S608
-            (level, Listing(list(entries))),
-        )
-        packed = {row[0]: (row[1], row[2]) for row in known}
-        for slot, pair in entries.items():
-            old = packed.get(slot, (b"", b""))
-            rows.append((level, slot, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
+    known = writer.execute(
+        "SELECT level, slot, first_token, duration FROM waits WHERE "  # noqa: S608
+        + " OR ".join(f"(level = {level} AND slot {LISTED})" for level in range(len(LEVELS))),
+        [Listing([slot for of, slot in entries if of == level]) for level in range(len(LEVELS))],
+    )
+    packed = {(row[0], row[1]): (row[2], row[3]) for row in known}
+    rows = []
+    for place, pair in entries.items():
+        old = packed.get(place, (b"", b""))
+        rows.append((*place, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
     _SET_WAITS.run(writer, rows)
 
 
