@@ -82,11 +82,15 @@ class Reader:
 
 class Engine(Protocol):
     """One database. `name` is what messages call it; `visits` grows when others write, or we do durably;
-    `held_s` is how long our last transaction alone has kept others from writing."""
+    `held_s` is how long our last transaction alone has kept others from writing, `silent_s` for how long the
+    one who brings rows (`shared`) has waited for a word of the server."""
 
     name: str
     visits: int
     held_s: float
+
+    @property
+    def silent_s(self) -> float: ...
 
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
         """Makes or upgrades the tables; see AnalyticsStore.prepare."""

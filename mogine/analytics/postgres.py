@@ -177,6 +177,7 @@ class _Impatient(psycopg.Connection[Any]):
     """A connection whose server must answer within `patience_s`; one that does not is given up."""
 
     patience_s = ANSWER_S
+    waits_since: float | None = None
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         """As the library has it, with an end."""
@@ -185,16 +186,20 @@ class _Impatient(psycopg.Connection[Any]):
     def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         end = time.monotonic() + self.patience_s
         ready = None
-        while True:
-            try:
+        try:
+            while True:
                 wish = gen.send(ready)
-            except StopIteration as done:
-                return done.value
-            ready = yield wish
-            if not ready and time.monotonic() > end:
-                gen.close()
-                self.pgconn.finish()
-                raise errors.OperationalError(f"no answer within {self.patience_s:.0f} s")
+                if ready or self.waits_since is None:
+                    self.waits_since = time.monotonic()
+                ready = yield wish
+                if not ready and time.monotonic() > end:
+                    gen.close()
+                    self.pgconn.finish()
+                    raise errors.OperationalError(f"no answer within {self.patience_s:.0f} s")
+        except StopIteration as done:
+            return done.value
+        finally:
+            self.waits_since = None
 
 
 class PostgresConnection:
@@ -277,6 +282,14 @@ class _Place:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.connection: PostgresConnection | None = None
+        self.opens_since: float | None = None
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the server has said nothing to who has this place."""
+        connection = self.connection
+        since = self.opens_since if connection is None else connection.raw.waits_since
+        return 0.0 if since is None else time.monotonic() - since
 
 
 class PostgresEngine:
@@ -299,6 +312,11 @@ class PostgresEngine:
         self._guard = threading.Lock()
         # Nobody closes a store that is only read from.
         weakref.finalize(self, _close_all, self._idle, (self._alone, self._together))
+
+    @property
+    def silent_s(self) -> float:
+        """Of the connection for rows; to open it is waiting too."""
+        return self._together.silent_s
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -391,8 +409,9 @@ class PostgresEngine:
     def close(self) -> None:
         """Closes what is open and not in use; the next use opens it again."""
         for place in (self._alone, self._together):
-            with place.lock:
+            if place.lock.acquire(blocking=False):
                 _drop(place)
+                place.lock.release()
         self._drop_idle()
 
     def _drop_idle(self) -> None:
@@ -425,6 +444,7 @@ class PostgresEngine:
         with place.lock, self.translated():
             try:
                 if place.connection is None or not place.connection.is_alive():
+                    place.opens_since = time.monotonic()
                     _drop(place)
                     self.prepare(busy_ms=busy_ms)
                     place.connection = self._open()
@@ -439,6 +459,8 @@ class PostgresEngine:
             except BaseException:
                 _undo(place)
                 raise
+            finally:
+                place.opens_since = None
 
     def _begin(self, writer: PostgresConnection, busy_ms: int, durable: bool, shared: bool) -> None:
         """Begins, and waits for its turn at most `busy_ms`; all in one message."""

@@ -75,6 +75,7 @@ class SqliteEngine:
         self.name = f"{path.parent.name}/{path.name}"
         self.visits = 0
         self.held_s = 0.0
+        self.silent_s = 0.0
         self._unmoved_s = 0.0
         self._steps = steps
         self._clock = clock

@@ -170,6 +170,11 @@ class AnalyticsStore:
         """How long our last transaction has kept others from writing."""
         return self._engine.held_s
 
+    @property
+    def silent_s(self) -> float:
+        """For how long the server has said nothing to who brings it rows just now."""
+        return self._engine.silent_s
+
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
         """Makes the tables, or upgrades them (a file after a backup); does nothing when they are up to date.
 

@@ -30,6 +30,7 @@ SLICE_S = 0.01
 ALONE_S = 0.025
 GAP_S = 2 * POLL_S
 COLLECT_ROWS = 128
+STOP_S = 2.0
 HOUR_MS = 4 * QUARTER_MS
 REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see REACH of fold.py
 
@@ -162,9 +163,9 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when it has ended, which is soon."""
+        """Returns when it has ended, which is soon, or waits for a database that says nothing."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(STOP_S)
 
     def _run(self) -> None:
         due = time.monotonic() + self._every_s
