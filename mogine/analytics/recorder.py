@@ -35,7 +35,7 @@ LAST_RETRY_S = 5.0
 LOOK_AGAIN_S = 30.0
 CLOSING_S = 5.0
 # A server can take a connection and say nothing. Rows wait so long for a word of it, then go to the spool
-# while it may yet answer. Together with the time for which a few rows wait for each other that is below 200 ms.
+# while it may yet answer. With the time for which a few rows wait for each other that makes less than 200 ms.
 PATIENCE_S = 0.08
 PATIENCE_ROW_S = 0.0004  # many rows take their time
 SLOWEST_S = 1.0  # even a server that answers again and again
