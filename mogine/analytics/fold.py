@@ -343,6 +343,8 @@ class _Folding:
         last: dict[str, int] = {}
         for cited, seq in sorted(self._cited_last.items(), key=itemgetter(1)):
             last.update(dict.fromkeys(_listed(cited), seq))
+        if not last:
+            return {}
         rows = self._connection.execute(
             f"SELECT source, title FROM citations WHERE seq {LISTED} ORDER BY seq",  # noqa: S608
             (Listing(list(set(last.values()))),),
