@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 export PYTHON
 .DEFAULT_GOAL := install
-.PHONY: install demo test check format bench lock upgrade samples clean
+.PHONY: install demo test coverage check format bench lock upgrade samples clean
 
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
@@ -21,6 +21,9 @@ demo: $(RUNTIME)
 
 test: $(DEV)
 	@scripts/test
+
+coverage: $(DEV)
+	@scripts/test --cov --cov-report=term
 
 check: $(DEV)
 	@scripts/check

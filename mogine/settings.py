@@ -561,6 +561,11 @@ class OtelSettings:
             return ""
         return self.traces_endpoint or (self.endpoint and f"{self.endpoint}/v1/traces")
 
+    @property
+    def asked_by(self) -> str:
+        """The variable that has the address."""
+        return f"OTEL_EXPORTER_OTLP_{'TRACES_' if self.traces_endpoint else ''}ENDPOINT"
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -680,7 +685,12 @@ def load_settings(environ: Mapping[str, str], home: Path) -> Settings:
                 value = variable.parse(raw.strip())
             except ValueError as error:
                 shown = "its value" if variable.secret else repr(raw.strip()[:80])
-                problems.append(f"{variable.env} ({origin}): {shown}: {error}")
+                told = f"{variable.env} ({origin}): {shown}: {error}"
+                if origin == "environment" and variable.env.startswith("OTEL_"):
+                    # Those names are everybody's: what is meant for others must not keep mogine from serving.
+                    warnings.append(f"{told}; it is not heeded")
+                    continue
+                problems.append(told)
                 break
             values.setdefault(variable.section, {})[variable.name] = value
             sources[variable.env] = origin

@@ -4,7 +4,7 @@
  *
  * What it does is said by the question itself, since a gateway passes nothing else on:
  * "TOKENS=100 RATE=100" asks for 100 tokens, 100 a second (RATE=0: as fast as they are taken),
- * and "stream": true for a stream. Every token is "@<nanoseconds of CLOCK_MONOTONIC>@ ", the moment
+ * and "stream": true for a stream; a whole answer comes after as long. Every token is "@<nanoseconds of CLOCK_MONOTONIC>@ ", the moment
  * it was sent, so that the reader can tell how late it is. On stdout: "closed NS SENT" when a
  * connection ends inside an answer.
  */
@@ -30,7 +30,7 @@ typedef struct {
     int fd, used;
     size_t have;
     char *in;
-    int streaming, blocked;
+    int streaming, thinking;
     long left, sent;
     int64_t due, step;
     char out[OUT];
@@ -47,12 +47,16 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+static void not_active(const Conn *c) {
+    for (int i = 0; i < n_active; i++)
+        if (active[i] == c->fd) { active[i] = active[--n_active]; break; }
+}
+
 static void drop(Conn *c) {
     if (c->streaming) {
         printf("closed %lld %ld\n", (long long)now_ns(), c->sent);
         fflush(stdout);
-        for (int i = 0; i < n_active; i++)
-            if (active[i] == c->fd) { active[i] = active[--n_active]; break; }
+        not_active(c);
     }
     conns[c->fd] = NULL;
     close(c->fd);
@@ -106,14 +110,27 @@ static int stream_step(Conn *c, int64_t now) {
     chunk(c, "data: [DONE]\n\n");
     c->out_len += (size_t)snprintf(c->out + c->out_len, OUT - c->out_len, "0\r\n\r\n");
     c->streaming = 0;
-    for (int i = 0; i < n_active; i++)
-        if (active[i] == c->fd) { active[i] = active[--n_active]; break; }
+    not_active(c);
     return flush_out(c) < 0 ? -1 : 0;
 }
 
 static long number_after(const char *text, const char *name, long otherwise) {
     const char *at = strstr(text, name);
     return at ? atol(at + strlen(name)) : otherwise;
+}
+
+static int whole_answer(Conn *c) {
+    char json[1024];
+    int n = snprintf(json, sizeof json,
+        "{\"choices\":[{\"finish_reason\":\"stop\",\"index\":0,\"logprobs\":null,\"message\":{\"content\":\"The answer to the "
+        "question is that returns are free within thirty days. @%lld@ \",\"role\":\"assistant\"}}],\"created\":1790000000,"
+        "\"id\":\"021790000000000abcdef0123456789abcdef0123456789abcdef\",\"model\":\"bench-model\",\"service_tier\":\"default\","
+        "\"object\":\"chat.completion\",\"usage\":{\"completion_tokens\":17,\"prompt_tokens\":20,\"total_tokens\":37,"
+        "\"prompt_tokens_details\":{\"cached_tokens\":0},\"completion_tokens_details\":{\"reasoning_tokens\":0}}}",
+        (long long)now_ns());
+    c->out_len = (size_t)snprintf(c->out, OUT,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nX-Request-Id: bench\r\n\r\n%s", n, json);
+    return flush_out(c) < 0 ? -1 : 0;
 }
 
 static int answer(Conn *c, char *body) {
@@ -132,17 +149,13 @@ static int answer(Conn *c, char *body) {
         active[n_active++] = c->fd;
         return stream_step(c, c->due);
     }
-    char json[1024];
-    int n = snprintf(json, sizeof json,
-        "{\"choices\":[{\"finish_reason\":\"stop\",\"index\":0,\"logprobs\":null,\"message\":{\"content\":\"The answer to the "
-        "question is that returns are free within thirty days. @%lld@ \",\"role\":\"assistant\"}}],\"created\":1790000000,"
-        "\"id\":\"021790000000000abcdef0123456789abcdef0123456789abcdef\",\"model\":\"bench-model\",\"service_tier\":\"default\","
-        "\"object\":\"chat.completion\",\"usage\":{\"completion_tokens\":17,\"prompt_tokens\":20,\"total_tokens\":37,"
-        "\"prompt_tokens_details\":{\"cached_tokens\":0},\"completion_tokens_details\":{\"reasoning_tokens\":0}}}",
-        (long long)now_ns());
-    c->out_len = (size_t)snprintf(c->out, OUT,
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nX-Request-Id: bench\r\n\r\n%s", n, json);
-    return flush_out(c) < 0 ? -1 : 0;
+    if (rate > 0) { /* thinks first, as long as its tokens would take */
+        c->streaming = c->thinking = 1;
+        c->due = now_ns() + tokens * (1000000000LL / rate);
+        active[n_active++] = c->fd;
+        return 0;
+    }
+    return whole_answer(c);
 }
 
 static int readable(Conn *c) {
@@ -209,8 +222,12 @@ int main(int argc, char **argv) {
                 int64_t now = now_ns();
                 for (int k = n_active - 1; k >= 0; k--) {
                     Conn *c = conns[active[k]];
-                    if (c->step && c->due > now) continue;
-                    if (stream_step(c, now) < 0) drop(c);
+                    if ((c->step || c->thinking) && c->due > now) continue;
+                    if (c->thinking) {
+                        c->streaming = c->thinking = 0;
+                        not_active(c);
+                        if (whole_answer(c) < 0) drop(c);
+                    } else if (stream_step(c, now) < 0) drop(c);
                 }
                 continue;
             }

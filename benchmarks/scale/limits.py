@@ -169,33 +169,11 @@ async def recovery(server: RedisServer, url: str, pause_s: float) -> dict[str, f
 
 def shown(results: dict[str, Any]) -> str:
     """A table for people."""
-    head = (
-        "way",
-        "proxies",
-        "at once",
-        "p50 µs",
-        "p95 µs",
-        "p99 µs",
-        "CPU proxy µs",
-        "CPU Redis µs",
-        "checks/s",
-    )
-    names = (
-        "proxies",
-        "at_once",
-        "every_ms",
-        "p50_us",
-        "p95_us",
-        "p99_us",
-        "proxy_cpu_us",
-        "redis_cpu_us",
-        "per_s",
-    )
-    lines: list[Sequence[Any]] = [head]
-    lines += [
-        (way, *(row[name] for name in names)) for way, rows in results["shared"].items() for row in rows
-    ]
-    widths = [max(len(str(line[place])) for line in lines) for place in range(len(head))]
+    shared: dict[str, list[dict[str, Any]]] = results["shared"]
+    names = tuple(next(iter(shared.values()))[0])
+    lines: list[Sequence[Any]] = [("way", *names)]
+    lines += [(way, *(row[name] for name in names)) for way, rows in shared.items() for row in rows]
+    widths = [max(len(str(line[place])) for line in lines) for place in range(len(names) + 1)]
     table = "\n".join("  ".join(str(c).rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
     faults = "\n".join(f"{name}: {seconds} s" for name, seconds in results["faults"].items())
     return f"{table}\na process by itself: {results['alone_cpu_us']} µs of CPU\n{faults}"

@@ -32,6 +32,9 @@ _LENT_WITHIN = 0.1
 # The best are looked at once more: which of them has those of the question's words that tell them apart.
 _LOOKED_AT_AGAIN = 20
 _WORDS_WEIGHT = 0.1
+# So much a passage in the other language must be ahead to come before one in the question's language: what is
+# lent is a guess, and of two equals a visitor wants the one that he can read.
+_OTHER_LANGUAGE_BEHIND = 0.005
 
 
 def _always() -> bool:
@@ -179,7 +182,8 @@ class KnowledgeBase:
         # It cannot have the question's words: it keeps its distance to the others on average.
         lent = sum(of_own) / len(of_own) if of_own else 0.0
         weighed = [
-            hit.score + _WORDS_WEIGHT * (share if own else max(share, lent))
+            hit.score
+            + (_WORDS_WEIGHT * share if own else _WORDS_WEIGHT * max(share, lent) - _OTHER_LANGUAGE_BEHIND)
             for hit, share, own in zip(first, shares, is_own, strict=True)
         ]
         order = sorted(range(len(first)), key=lambda index: -weighed[index])

@@ -2,7 +2,9 @@
 
 import asyncio
 import importlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,8 @@ from mogine.serve.metrics import CONTENT_TYPE, Meters, Snapshot, render
 from mogine.serve.middlewares import TRACING, Frame
 from mogine.serve.requests import Request, ShortRequest
 from mogine.settings import Settings, load_site
+
+log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 32
@@ -114,18 +118,32 @@ def _flushing(lines: RequestLog) -> Callable[[web.Application], Awaitable[None]]
 
 def _tracing(name: str) -> Callable[[web.Application], AsyncIterator[None]]:
     async def tracing(app: web.Application) -> AsyncIterator[None]:
-        try:
-            telemetry = importlib.import_module("mogine.serve.telemetry")
-        except ImportError as error:
-            raise SettingsError(
-                "OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, which need packages of their own: "
-                "pip install 'mogine[otel]', or set OTEL_SDK_DISABLED=true"
-            ) from error
-        async with telemetry.open_tracing(app[SETTINGS], name) as opened:
-            app[TRACING] = app[FRAME].tracing = opened
+        settings = app[SETTINGS]
+        async with AsyncExitStack() as stack:
+            try:
+                opened = await stack.enter_async_context(_open_tracing(settings, name))
+            except SettingsError as error:
+                if settings.sources[settings.otel.asked_by] != "environment":
+                    raise
+                # An address for all programs of a machine is no order to mogine.
+                log.warning("no traces are sent: %s", error)
+            else:
+                app[TRACING] = app[FRAME].tracing = opened
             yield
 
     return tracing
+
+
+def _open_tracing(settings: Settings, name: str) -> AbstractAsyncContextManager[Any]:
+    try:
+        telemetry = importlib.import_module("mogine.serve.telemetry")
+    except ImportError as error:
+        raise SettingsError(
+            f"{settings.otel.asked_by} asks for traces, which need packages of their own: "
+            "pip install 'mogine[otel]', or set OTEL_SDK_DISABLED=true"
+        ) from error
+    opened: AbstractAsyncContextManager[Any] = telemetry.open_tracing(settings, name)
+    return opened
 
 
 async def _own_snapshot(app: web.Application) -> Snapshot:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mogine.kb.embedders import NoEmbedder
 from mogine.kb.generations import Generations
 from tests.conftest import Run, clean_environ
 from tests.ingest.site import Site, serving
+from tests.waiting import wait_until
 
 WORDS_ONLY = {"MOGINE_EMBEDDER": "none"}
 
@@ -234,9 +234,9 @@ def test_watch_takes_in_what_changes_until_ctrl_c(home: Path, filled: Path) -> N
         assert child.stdout is not None
         assert child.stdout.readline() == "{\n", "the first run is told"
         (filled / "new.md").write_text("new")
-        until(lambda: generations.current_name() == "g000002")
+        wait_until(lambda: generations.current_name() == "g000002")
         (filled / "new.md").unlink()
-        until(lambda: generations.current_name() == "g000003")
+        wait_until(lambda: generations.current_name() == "g000003")
     finally:
         os.killpg(child.pid, signal.SIGINT)
         _, err = child.communicate(timeout=30)
@@ -273,14 +273,6 @@ def test_watch_tells_each_change_in_a_line(home: Path, filled: Path) -> None:
         rest, _ = child.communicate(timeout=30)
     assert (child.returncode, rest) == (130, "")
     assert generations.current_name() == "g000003"
-
-
-def until(is_so: "object") -> None:
-    assert callable(is_so)
-    end = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_watch_follows_files_alone(mogine: Run) -> None:

@@ -5,12 +5,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-import pytest
 
 from mogine.deploy import pm2 as renderer
 from mogine.deploy.site import Site
@@ -20,6 +18,7 @@ from tests.fronts.pm2 import Pm2
 from tests.kb.conftest import make_document, take_in
 from tests.serve.conftest import events_of, read_rows
 from tests.servers import DEFAULTS
+from tests.waiting import until
 
 ASK = {"question": "退款"}
 
@@ -29,15 +28,6 @@ def free_ports() -> list[int]:
     with ExitStack() as stack:
         socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         return [sock.getsockname()[1] for sock in socks]
-
-
-async def until(true: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(60):
-            while not await asyncio.to_thread(true):  # noqa: ASYNC110 - news of another process
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        pytest.fail(f"waited a minute for {what}")
 
 
 def answers(url: str, path: str = "/healthz") -> bool:
@@ -71,7 +61,11 @@ async def test_three_apps_live_and_die_apart(pm2: Pm2, home: Path, tmp_path: Pat
     reply = await asyncio.to_thread(httpx.post, urls["mogine-proxy"] + "/api/chat", json=ASK, trust_env=False)
     assert events_of(reply.content)[-1][0] == "done"
     assert answers(urls["mogine-analytics"])
-    await until(lambda: answers(urls["mogine-kb"], "/api/search?q=退款"), "the knowledge base to come back")
+    await until(
+        lambda: asyncio.to_thread(answers, urls["mogine-kb"], "/api/search?q=退款"),
+        60,
+        "the knowledge base to come back",
+    )
 
     # Analytics dies: nothing that is asked meanwhile is lost.
     os.kill(before["mogine-analytics"]["pid"], signal.SIGKILL)
@@ -80,13 +74,13 @@ async def test_three_apps_live_and_die_apart(pm2: Pm2, home: Path, tmp_path: Pat
             httpx.post, urls["mogine-proxy"] + "/api/chat", json=ASK, trust_env=False
         )
         assert events_of(reply.content)[-1][0] == "done"
-    await until(lambda: answers(urls["mogine-analytics"]), "analytics to come back")
+    await until(lambda: asyncio.to_thread(answers, urls["mogine-analytics"]), 60, "analytics to come back")
 
     # The proxy dies: search goes on.
     os.kill(before["mogine-proxy"]["pid"], signal.SIGKILL)
     assert answers(urls["mogine-kb"], "/api/search?q=退款")
-    await until(lambda: answers(urls["mogine-proxy"]), "the proxy to come back")
-    await until(lambda: all(app["restarts"] >= 1 for app in pm2.apps().values()), "PM2 to have counted")
+    await until(lambda: asyncio.to_thread(answers, urls["mogine-proxy"]), 60, "the proxy to come back")
+    await until(lambda: all(app["restarts"] >= 1 for app in pm2.apps().values()), 60, "PM2 to have counted")
 
     pm2("restart", "all")
     assert all(answers(url) for url in urls.values())

@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import Run, clean_environ
+from tests.waiting import wait_until
 
 PORTS = ("MOGINE_PROXY_PORT", "MOGINE_KB_PORT", "MOGINE_ANALYTICS_PORT")
 QUESTION = "可以用花呗分期付款吗？"
@@ -45,7 +45,7 @@ def serving(home: Path, env: dict[str, str], mogine: Run) -> Iterator[dict[str, 
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: is_ready(env["MOGINE_PROXY_PORT"]) and is_ready(env["MOGINE_KB_PORT"]))
+        wait_until(lambda: is_ready(env["MOGINE_PROXY_PORT"]) and is_ready(env["MOGINE_KB_PORT"]))
         yield env
     finally:
         os.kill(child.pid, signal.SIGTERM)
@@ -57,14 +57,6 @@ def is_ready(port: str) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Waits for a condition; an error says that it never came."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def ask(env: dict[str, str], question: str, visitor: str) -> dict[str, Any]:
@@ -102,7 +94,7 @@ def test_a_question_that_nobody_could_answer_is_answered_in_the_end(
     def both() -> bool:
         return [gap["visitors"] for gap in listed(mogine, serving)] == [2, 1]
 
-    until(both)
+    wait_until(both)
     gap, other = listed(mogine, serving)
     assert "花呗" in gap["question"] and gap["signals"]["no_passage"] == 2
     assert gap["nearest"]["source"] == "docs/returns.md"
@@ -119,7 +111,7 @@ def test_a_question_that_nobody_could_answer_is_answered_in_the_end(
         "g000002",
         1,
     )
-    until(lambda: ask(serving, QUESTION, "198.51.100.4")["answered"] == "yes")
+    wait_until(lambda: ask(serving, QUESTION, "198.51.100.4")["answered"] == "yes")
 
     (home / "docs/huabei.md").unlink()
     took = mogine("kb", "ingest", "./docs", env=serving)

@@ -30,12 +30,13 @@ from tests.fronts.deployed import several, spread
 from tests.fronts.nginx import Nginx
 from tests.kb.conftest import make_document, take_in
 from tests.serve.conftest import events_of
-from tests.serve.fleets import redis_of, until
+from tests.serve.fleets import redis_of
 from tests.servers import Child, Spawn
 from tests.upstreams.doubao import MODELS, DoubaoFake
 from tests.upstreams.postgres import Database
 from tests.upstreams.redis import RedisServer
 from tests.upstreams.script import pause, say, script, usage
+from tests.waiting import until
 
 PAUSE_S = 30.0 if os.environ.get("MOGINE_LONG_PAUSES") else 4.0
 HEALED_S = 5.0

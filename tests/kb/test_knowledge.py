@@ -298,3 +298,21 @@ def test_among_near_passages_the_one_with_the_words_that_tell_them_apart_comes_f
     hits = knowledge.search(question, 3)
     assert hits[0].passage.text == texts[1]
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize(("cosine", "first"), [(0.604, "zh.md"), (0.63, "en.md")])
+def test_of_two_equals_the_one_in_the_language_of_the_question_comes_first(
+    build: Build, cosine: float, first: str
+) -> None:
+    table = {
+        "钱什么时候回来": (1, 0, 0),
+        "Refunds take five days": (cosine, (1 - cosine**2) ** 0.5, 0),
+        "五天以内到账": (0.6, 0.8, 0),
+    }
+    knowledge = build(
+        make_document("en.md", "Refunds take five days"),
+        make_document("zh.md", "五天以内到账"),
+        embedder=Placed(table),
+    )
+    assert found(knowledge, "钱什么时候回来", 1, "vector") == ["en.md"]
+    assert found(knowledge, "钱什么时候回来", 1) == [first]

@@ -1,8 +1,7 @@
 """Several proxies on one Redis: helpers of the tests that look at what they share."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -88,15 +87,6 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log warned of, in a word each."""
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     return [line.removeprefix("Redis is ")[:4] for line in lines]
-
-
-async def until(true: Callable[[], Any], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            answer = true()
-            if await answer if asyncio.iscoroutine(answer) else answer:
-                return
-            await asyncio.sleep(0.02)
 
 
 def with_redis(redis: RedisServer, fake: DoubaoFake, **more: str) -> dict[str, str]:

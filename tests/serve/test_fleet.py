@@ -35,7 +35,6 @@ from tests.serve.fleets import (
     raw,
     redis_of,
     said,
-    until,
     value,
     with_redis,
 )
@@ -45,6 +44,7 @@ from tests.upstreams.raw import closed_port
 from tests.upstreams.redis import RedisServer
 from tests.upstreams.script import hang, say, script, usage
 from tests.upstreams.tls import certificate_files
+from tests.waiting import until
 
 # --- together as one -----------------------------------------------------------------------------
 

@@ -9,11 +9,12 @@ import aiohttp
 
 from mogine.redis_client import PREFIX
 from tests.serve.conftest import ONE_CNY
-from tests.serve.fleets import ask, homes, raw, ready, redis_of, until, value, with_redis
+from tests.serve.fleets import ask, homes, raw, ready, redis_of, value, with_redis
 from tests.servers import Spawn
 from tests.upstreams.doubao import DoubaoFake
 from tests.upstreams.redis import RedisServer
 from tests.upstreams.script import refuse
+from tests.waiting import until
 
 # --- budgets -------------------------------------------------------------------------------------
 

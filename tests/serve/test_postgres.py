@@ -12,9 +12,9 @@ import pytest
 
 from mogine.analytics.store import AnalyticsStore
 from tests.analytics.rows import row
-from tests.serve.fleets import until
 from tests.servers import ADMIN_TOKEN, Child, Spawn
 from tests.upstreams.postgres import PASSWORD, Database
+from tests.waiting import until
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 

@@ -16,6 +16,7 @@ import pytest
 from mogine.analytics.store import AnalyticsStore
 from tests.serve.conftest import question
 from tests.servers import ADMIN_TOKEN, Child
+from tests.waiting import until
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
@@ -52,12 +53,6 @@ def turn(child: Child, mode: str) -> bool:
     return subprocess.run([*enter, *mount], capture_output=True).returncode == 0
 
 
-async def until(true: Callable[[], Any], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - another process decides
-            await asyncio.sleep(0.01)
-
-
 async def make_read_only(child: Child, store: AnalyticsStore, ask: Callable[[int], Any]) -> None:
     """While the record is locked, and the rows that were spooled wait, nothing is open for writing."""
     locker = sqlite3.connect(store.path, isolation_level=None)
@@ -65,7 +60,7 @@ async def make_read_only(child: Child, store: AnalyticsStore, ask: Callable[[int
         locker.execute("BEGIN IMMEDIATE")
         await ask(3)
         await until(lambda: any((child.home / "data/spool").glob("*.jsonl")))
-        await until(lambda: turn(child, "ro"))
+        await until(lambda: asyncio.to_thread(turn, child, "ro"))
     finally:
         locker.close()
 
@@ -101,7 +96,7 @@ async def test_a_file_system_that_turns_read_only_costs_no_answer_and_no_row_unt
         await ask(4)
         assert store.summary().rows == 2
         if end == "writable again":
-            await until(lambda: turn(child, "rw"))
+            await until(lambda: asyncio.to_thread(turn, child, "rw"))
             await ask(1)
             await wait_for_record(False)
             await until(lambda: store.summary().rows == 14)

@@ -15,11 +15,12 @@ from mogine.serve.sessions import MAX_TURNS, Sessions
 from mogine.serve.talks import Talks
 from mogine.serve.visitors import Visitors
 from mogine.settings import AccessSettings
-from tests.serve.fleets import homes, raw, until, with_redis
+from tests.serve.fleets import homes, raw, with_redis
 from tests.servers import Spawn
 from tests.upstreams.doubao import DoubaoFake
 from tests.upstreams.redis import RedisServer
 from tests.upstreams.script import say, script
+from tests.waiting import until
 
 ID = "0123456789abcdef" * 2
 ZONE = ZoneInfo("Asia/Shanghai")

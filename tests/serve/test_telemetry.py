@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -491,21 +492,45 @@ def test_a_proxy_without_traces_imports_none_of_it(home: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-async def test_traces_without_their_packages_name_the_remedy(
-    serve: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mogine.serve.telemetry", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SettingsError, match=r"pip install 'mogine\[otel\]'"):
-        await serve(env=traced(collector))
 
 
-async def test_a_number_for_the_library_that_is_none_names_it(
-    serve: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def wrong_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
-    with pytest.raises(SettingsError, match="an OTEL_ variable of the environment is wrong"):
-        await serve(env=traced(collector))
+
+
+WHY_NOT = [("no_packages", r"pip install 'mogine\[otel\]'"), ("wrong_number", "an OTEL_ variable of the env")]
+
+
+@pytest.mark.parametrize(("trouble", "told"), WHY_NOT)
+async def test_traces_that_the_home_asks_for_and_cannot_be_made_are_an_error(
+    trouble: str, told: str, request: pytest.FixtureRequest, serve: Start, collector: Collector, home: Path
+) -> None:
+    request.getfixturevalue(trouble)
+    (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in traced(collector).items()))
+    with pytest.raises(SettingsError, match=told):
+        await serve()
+
+
+@pytest.mark.parametrize(("trouble", "told"), WHY_NOT)
+async def test_an_address_for_all_programs_of_the_machine_keeps_none_from_serving(
+    trouble: str,
+    told: str,
+    request: pytest.FixtureRequest,
+    serve: Start,
+    collector: Collector,
+    doubao: DoubaoFake,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    request.getfixturevalue(trouble)
+    served = await serve(env=traced(collector, doubao))
+    assert (await served.post(LLM, question())).status == 200
+    assert re.search(f"no traces are sent: .*{told}", caplog.text)
+    assert collector.headers == []
 
 
 def test_names_that_only_the_process_environment_can_set_are_told(home: Path) -> None:
@@ -523,8 +548,11 @@ def test_names_that_only_the_process_environment_can_set_are_told(home: Path) ->
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str, home: Path) -> None:
+    (warning,) = load_settings({name: value}, home).warnings
+    assert name in warning and repr(value) in warning
+    (home / ".env").write_text(f"{name}={value}\n")
     with pytest.raises(SettingsError, match=name):
-        load_settings({name: value}, home)
+        load_settings({}, home)
 
 
 # --- a collector in trouble -----------------------------------------------------------------------------

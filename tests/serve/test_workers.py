@@ -21,6 +21,7 @@ from tests.serve.conftest import Reply, assert_envelope, question, read_rows
 from tests.servers import DEFAULTS
 from tests.upstreams.doubao import MODEL, DoubaoFake
 from tests.upstreams.script import pause, say, script, usage
+from tests.waiting import until
 
 PLAY = script(say("好"), usage(10, 5))
 SLOW = script(say("一"), pause(20), say("二"))
@@ -99,12 +100,6 @@ async def site(
 async def read_on(stream: asyncio.StreamReader, lines: list[str]) -> None:
     while line := (await stream.readline()).decode():
         lines.append(line)
-
-
-async def until(true: Any, timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await true():  # noqa: ASYNC110 - there is no event across processes
-            await asyncio.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:
