@@ -104,7 +104,7 @@ def sum_up(
         return 0
     high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
-    pace = Pace(store, 25, 10, 5_000, sleep)
+    pace = Pace(store, 25, 20, 5_000, sleep)
     with store.lock("sums", wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
