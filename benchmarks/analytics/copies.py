@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mogine.analytics import rollups
+from mogine.analytics import fold, rollups
 from mogine.analytics.engine import Connection
 from mogine.analytics.store import AnalyticsStore
 
@@ -46,8 +46,8 @@ def repeat(store: AnalyticsStore, copies: int, days: int) -> None:
         with _patiently(store) as db:
             db.execute(definition)
         print(f"  {name}", file=sys.stderr, flush=True)
-    lowest = (low >> 20) // rollups.QUARTER_MS - (copies - 1) * days * rollups.LEVELS[2]
-    for block in range(lowest // 1536, (high >> 20) // rollups.QUARTER_MS // 1536 + 1):
+    lowest = (low >> 20) // fold.QUARTER_MS - (copies - 1) * days * rollups.LEVELS[2]
+    for block in range(lowest // 1536, (high >> 20) // fold.QUARTER_MS // 1536 + 1):
         with store.transaction(durable=False) as db:
             rollups.rebuild_slot(db, 3, block)
 
@@ -66,7 +66,7 @@ def _copy(
     store: AnalyticsStore, columns: Mapping[str, Sequence[str]], copy: int, days: int, low: int, high: int
 ) -> None:
     back = copy * days * 86_400_000 << 20
-    low_slot, high_slot = (low >> 20) // rollups.QUARTER_MS, (high >> 20) // rollups.QUARTER_MS
+    low_slot, high_slot = (low >> 20) // fold.QUARTER_MS, (high >> 20) // fold.QUARTER_MS
     quarters = days * rollups.LEVELS[2]
     changed = {
         "seq": f"seq - {back}",

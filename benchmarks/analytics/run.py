@@ -34,7 +34,7 @@ from zoneinfo import ZoneInfo
 from benchmarks.analytics import copies as in_postgres
 from benchmarks.analytics.rows import rows
 from benchmarks.startup import machine
-from mogine.analytics import reports, retention, rollups, tables, upkeep
+from mogine.analytics import fold, reports, retention, rollups, tables, upkeep
 from mogine.analytics.export import FORMATS
 from mogine.analytics.recorder import Recorder
 from mogine.analytics.records import Selection, Window, new_id
@@ -130,8 +130,8 @@ def repeat(store: AnalyticsStore, copies: int, days: int) -> None:
                     "FROM citations WHERE seq >= ? AND seq < ?",
                     (low, high),
                 )
-        low_slot, high_slot = (first >> 20) // rollups.QUARTER_MS, (last >> 20) // rollups.QUARTER_MS
-        sums = ", ".join(rollups.COLUMNS)
+        low_slot, high_slot = (first >> 20) // fold.QUARTER_MS, (last >> 20) // fold.QUARTER_MS
+        sums = ", ".join(fold.COLUMNS)
         with store.transaction(durable=False) as db:
             for level in (0, 1, 2):
                 size = rollups.LEVELS[level]
@@ -164,7 +164,7 @@ def repeat(store: AnalyticsStore, copies: int, days: int) -> None:
                 )
         print(f"  {copy + 1} of {copies} million", file=sys.stderr, flush=True)
     with store.transaction(durable=False) as db:
-        low_slot = (first >> 20) // rollups.QUARTER_MS - (copies - 1) * quarters
+        low_slot = (first >> 20) // fold.QUARTER_MS - (copies - 1) * quarters
         blocks = range(low_slot // 1536, high_slot // 1536 + 1) if copies > 1 else ()
     for block in blocks:
         with store.transaction(durable=False) as db:

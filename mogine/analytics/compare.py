@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mogine.analytics import rollups
+from mogine.analytics import fold, rollups
 from mogine.analytics.engine import Reader
 from mogine.analytics.moved import LAST_SEQ, MARKED, MOVED_BITS, Bucket, by_bucket, digest_gaps
 from mogine.analytics.records import from_epoch_ms
@@ -14,7 +14,7 @@ from mogine.analytics.tables import LISTED, Listing, state
 
 PART_ROWS = 500
 LARGE_PART_ROWS = 200_000
-DAY_MS = rollups.LEVELS[rollups.DAY_LEVEL] * rollups.QUARTER_MS
+DAY_MS = rollups.LEVELS[rollups.DAY_LEVEL] * fold.QUARTER_MS
 # What is compared of each table beside the number of its rows.
 _WEIGHTS = {
     "queries": "(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0) + coalesce(duration_ms, 0)) "
@@ -177,8 +177,8 @@ def _months_of(reader: Reader, seqs: Sequence[int]) -> dict[str, list[float]]:
             params,
         )
         for seq, prompt, completion, cost in rows:
-            tokens = min(prompt, rollups.MOST_TOKENS) + min(completion, rollups.MOST_TOKENS)
-            _add_to(found, from_epoch_ms(seq >> SEQ_BITS), (1, tokens, min(cost, rollups.MOST_CNY)))
+            tokens = min(prompt, fold.MOST) + min(completion, fold.MOST)
+            _add_to(found, from_epoch_ms(seq >> SEQ_BITS), (1, tokens, min(cost, fold.MOST_CNY)))
     return found
 
 

@@ -14,6 +14,7 @@ from mogine.errors import StoreError, Unavailable
 
 BUSY_MS = 100
 PATIENT_BUSY_MS = 5_000
+FETCH_ROWS = 2_000
 TOO_LONG = "this would take too long; ask for fewer days or a narrower filter"
 
 # A row of a result: values by place and by name, `keys()`, and as long as a tuple.
@@ -45,8 +46,11 @@ class Connection(Protocol):
 
     def execute(self, sql: str, params: Sequence[Any] = (), /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Any: ...
+    def parts(self, sql: str, params: Sequence[Any] = ()) -> Iterator[list[tuple[Any, ...]]]:
+        """Many rows as mere tuples, some thousand at a time; several may be read beside each other."""
+
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """Many rows as mere tuples, read bit by bit; several may be read beside each other."""
+        """The same, one by one."""
 
     def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
         """The one row of a statement, its texts as bytes of UTF-8."""
@@ -89,11 +93,15 @@ class Reader:
 
 class Engine(Protocol):
     """One database. `name` is what messages call it; `visits` grows when others write, or we do durably;
-    `held_s` is how long our last transaction alone has kept others from writing."""
+    `held_s` is how long our last transaction alone has kept others from writing, `silent_s` for how long the
+    one who brings rows (`shared`) has waited for a word of the server."""
 
     name: str
     visits: int
     held_s: float
+
+    @property
+    def silent_s(self) -> float: ...
 
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
         """Makes or upgrades the tables; see AnalyticsStore.prepare."""

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -34,6 +34,14 @@ FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 LOOK_AGAIN_S = 30.0
 CLOSING_S = 5.0
+# A server can take a connection and say nothing. Rows wait so long for a word of it, then go to the spool
+# while it may yet answer. With the time for which a few rows wait for each other that makes less than 200 ms.
+PATIENCE_S = 0.08
+PATIENCE_ROW_S = 0.0004  # many rows take their time
+SLOWEST_S = 1.0  # even a server that answers again and again
+TOLD_S = 0.5  # from here on health tells of it
+LISTEN_EVERY_S = 0.02
+LOOK_EVERY_S = 0.1
 CHECK_S = 1.0  # what a start may spend on looking for damage: enough for some hundred thousand questions
 
 
@@ -55,14 +63,46 @@ class RecorderStats:
         return bool(self.problem)
 
 
+class _Errand:
+    """A call of the database, in a thread of its own: whoever sent for it goes on when it takes long.
+
+    `done` is for the writer thread, with what the call returned.
+    """
+
+    def __init__(
+        self, call: Callable[[], int], done: Callable[[int], None], wake: threading.Condition
+    ) -> None:
+        self._call, self.done, self._wake = call, done, wake
+        self.began = time.monotonic()
+        self.new = 0
+        self.error: Exception | None = None
+        self._ended = threading.Event()
+
+    def start(self) -> "_Errand":
+        # Nobody waits for it at the end of the process: what it brings lies in the spool by then.
+        threading.Thread(target=self._run, name="recorder-errand", daemon=True).start()
+        return self
+
+    def _run(self) -> None:
+        try:
+            self.new = self._call()
+        except Exception as error:
+            self.error = error
+        self._ended.set()
+        with self._wake:
+            self._wake.notify_all()
+
+    def has_ended(self, within_s: float = 0.0) -> bool:
+        return self._ended.wait(within_s)
+
+
 class Recorder:
     """Takes rows and never makes an answer wait for them.
 
-    A row is on the disk within 200 ms: in the database, or, when that is locked, full or damaged, in
-    the spool, from where it is taken up later exactly once. Only a PostgreSQL that takes connections and
-    says nothing keeps rows in memory for the seconds until it is given up. When both fail rows wait in
-    memory, at most `capacity`; beyond that the oldest is dropped and counted, and the count is written into
-    the record as soon as that is possible again.
+    A row is on the disk within 200 ms: in the database, or, when that is locked, full, damaged or silent, in
+    the spool, from where it is taken up later exactly once: what a silent server takes in the end is known by
+    its id then. When both fail rows wait in memory, at most `capacity`; beyond that the oldest is
+    dropped and counted, and the count is written into the record as soon as that is possible again.
     """
 
     def __init__(
@@ -103,6 +143,8 @@ class Recorder:
         self._held: list[Fit] = []
         self._take_up_at = 0.0
         self._taking_up: Generator[Batch, None, None] | None = None
+        self._errand: _Errand | None = None
+        self._spooled_since = 0  # rows that came to the spool since its files are taken up
 
     # --- the answering side ----------------------------------------------------------------------
 
@@ -212,6 +254,7 @@ class Recorder:
     def _run(self) -> None:
         while True:
             group, closing_at = self._next_group()
+            self._welcome()
             rows = self._held or self._fit(group)
             if rows:
                 self._settle(rows)
@@ -228,7 +271,13 @@ class Recorder:
             if self._held:
                 self._wake.wait(max(0.01, min(FIRST_RETRY_S, self._retry_at - time.monotonic())))
                 return [], self._closing_at
-            if not self._queue and self._closing_at is None and self._taking_up is None:
+            if not self._queue and self._errand is not None:
+                self._idle = True
+                self._wake.wait_for(
+                    lambda: self._queue or self._errand is None or self._errand.has_ended(), LOOK_EVERY_S
+                )
+                self._idle = False
+            elif not self._queue and self._closing_at is None and self._taking_up is None:
                 due = self._retry_at if self._problem else self._take_up_at
                 self._idle = True
                 self._wake.wait(max(0.01, due - time.monotonic()))
@@ -269,15 +318,44 @@ class Recorder:
         return rows
 
     def _to_database(self, rows: list[Fit]) -> bool:
-        if self._problem and time.monotonic() < self._retry_at:
+        if self._errand is not None or (self._problem and time.monotonic() < self._retry_at):
             return False
+        bound = [bound for _, bound in rows]
+        return self._ask(
+            partial(self._insert, bound), self._succeeded, PATIENCE_S + PATIENCE_ROW_S * len(rows)
+        )
+
+    def _ask(self, call: Callable[[], int], done: Callable[[int], None], patience_s: float) -> bool:
+        """Whether `call` has succeeded; a server that takes longer than `patience_s` is heard later."""
         try:
-            new = self._insert([bound for _, bound in rows])
+            if self._store.is_file:
+                done(call())
+                return True
+            self._errand = _Errand(call, done, self._wake).start()
         except Exception as error:
             self._failed(error)
             return False
-        self._succeeded(new)
-        return True
+        while not self._errand.has_ended(LISTEN_EVERY_S):
+            is_slow = time.monotonic() - self._errand.began > SLOWEST_S
+            if is_slow or self._store.silent_s > patience_s:
+                return False
+        return self._welcome()
+
+    def _welcome(self) -> bool:
+        """Takes notice of an errand that has ended; whether one has, with success."""
+        errand = self._errand
+        if errand is None:
+            return False
+        if not errand.has_ended():
+            if time.monotonic() - errand.began > TOLD_S and self._store.silent_s > PATIENCE_S:
+                self._degrade(f"{self._store.name} does not answer; look after the server")
+            return False
+        self._errand = None
+        if errand.error is None:
+            errand.done(errand.new)
+            return True
+        self._failed(errand.error)
+        return False
 
     def _insert(self, rows: list[Bound]) -> int:
         try:
@@ -292,6 +370,7 @@ class Recorder:
         except StoreError as error:
             log.error("the spool fails too, rows wait in memory: %s", error.message)
             return False
+        self._spooled_since += len(rows)
         with self._wake:
             self._spooled += len(rows)
         return True
@@ -305,6 +384,7 @@ class Recorder:
         with self._wake:
             if self._problem:
                 log.warning("the record of questions takes rows again")
+            if self._spooled:
                 self._take_up_at = 0.0
             self._problem, self._retry_s, self._retry_at = "", 0.0, 0.0
             if new:
@@ -315,6 +395,10 @@ class Recorder:
         problem = error.message if isinstance(error, MogineError) else f"{type(error).__name__}: {error}"
         self._retry_s = min(LAST_RETRY_S, self._retry_s * 2 or FIRST_RETRY_S)
         self._retry_at = time.monotonic() + self._retry_s
+        self._stop_taking_up()
+        self._degrade(problem)
+
+    def _degrade(self, problem: str) -> None:
         with self._wake:
             if problem != self._problem:
                 log.warning("rows go to the spool: %s", problem)
@@ -325,36 +409,37 @@ class Recorder:
     def _catch_up(self, *, closing: bool) -> None:
         """Takes up one batch of what was spooled, so that new rows never wait behind old ones."""
         now = time.monotonic()
-        if self._problem and now < self._retry_at:
+        if self._errand is not None or (self._problem and now < self._retry_at):
             return
         left = self._spooled or self._untold
         if self._taking_up is None:
             if not (self._problem or now >= self._take_up_at or (closing and left)):
                 return
             self._spool.release()
+            self._spooled_since = 0
             self._taking_up = self._spool.take_up(GROUP_ROWS)
         try:
             batch = next(self._taking_up, None)
-            # Without rows to take up it is only a trial whether the database is there again.
-            new = self._insert([as_row(record) for record in batch.records] if batch else [])
-            self._tell_losses()
         except OSError as error:
             log.error("the spool cannot be read: %s", error)
             self._stop_taking_up()
             self._take_up_at = now + LOOK_AGAIN_S
-        except Exception as error:
-            self._stop_taking_up()
-            self._failed(error)
-        else:
-            self._took_up(batch, new)
+            return
+        self._ask(partial(self._take_in, batch), partial(self._took_up, batch), PATIENCE_S)
+
+    def _take_in(self, batch: Batch | None) -> int:
+        # Without rows to take up it is only a trial whether the database is there again.
+        new = self._insert([as_row(record) for record in batch.records] if batch else [])
+        self._tell_losses()
+        return new
 
     def _took_up(self, batch: Batch | None, new: int) -> None:
         self._succeeded(new)
         with self._wake:
             if batch is None:
                 self._taking_up = None
-                self._take_up_at = time.monotonic() + LOOK_AGAIN_S
-                self._spooled = 0
+                self._spooled = self._spooled_since
+                self._take_up_at = time.monotonic() + (0.0 if self._spooled else LOOK_AGAIN_S)
                 return
             self._spooled = max(0, self._spooled - len(batch.records))
             if batch.damaged:
@@ -385,7 +470,8 @@ class Recorder:
                 self._held = []
                 self._in_hand = 0
                 self._wake.notify_all()
-            left_behind = bool(self._taking_up or self._spooled or self._untold) and not self._problem
+            left_behind = self._errand or self._taking_up or self._spooled or self._untold
+            left_behind = bool(left_behind) and not self._problem
             return late or not (self._queue or self._held or left_behind)
 
 

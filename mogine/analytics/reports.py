@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -10,14 +10,11 @@ from zoneinfo import ZoneInfo
 
 from mogine.analytics import histogram
 from mogine.analytics.engine import TOO_LONG, Reader, Row
+from mogine.analytics.fold import ASKED_QUARTERS, COLUMNS, QUARTER_MS, Waits
 from mogine.analytics.records import Window, epoch_ms, from_epoch_ms
 from mogine.analytics.rollups import (
-    ASKED_QUARTERS,
-    COLUMNS,
     DAY_LEVEL,
     LEVELS,
-    QUARTER_MS,
-    Waits,
     gather_tail,
     pieces,
 )
@@ -31,7 +28,15 @@ NOT_SUMMED = "many questions are not summed yet, which a running server does now
 MAX_GROUPS = 100
 QUARTER_S = QUARTER_MS // 1000
 
-_SUMS = ", ".join(f"sum(r.{name}) AS {name}" for name in COLUMNS)
+_REALS = ("cost_cny", "score")
+
+
+def _sum(name: str) -> str:
+    # PostgreSQL's sums of whole numbers are of a kind that takes long to read.
+    return f"sum({name})" if name in _REALS else f"CAST(sum({name}) AS BIGINT)"
+
+
+_SUMS = ", ".join(f"{_sum(name)} AS {name}" for name in COLUMNS)
 _PLAIN = tuple(name for name in COLUMNS[:16] if name not in ("visitors", "sessions"))
 # Visitors and sessions are counted once, where they were first seen: they have no place in groups.
 _COUNTED = ("questions", "visitors", "sessions", *_PLAIN[1:])
@@ -164,10 +169,14 @@ class Numbers:
 
     reader: Reader
     waits: Waits
+    _known: dict[tuple[Any, ...], list[Row]] = field(default_factory=dict)
 
     def all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
-        """Every row of one statement."""
-        return self.reader.all(sql, params)
+        """Every row of one statement; the same is asked once."""
+        asked = (sql, *params)
+        if asked not in self._known:
+            self._known[asked] = self.reader.all(sql, params)
+        return self._known[asked]
 
 
 def totals(numbers: Numbers, window: Window) -> dict[str, Any]:
@@ -261,7 +270,7 @@ def top_questions(numbers: Numbers, window: Window) -> Table:
 
 def top_sources(numbers: Numbers, window: Window) -> Table:
     """Which documents answers stand on."""
-    rows = _sums(numbers, "source", window, limit=TOP)
+    rows = _sums(numbers, "source", window, limit=MAX_GROUPS)[:TOP]  # as by_source asks
     titles = dict(
         tuple(row)
         for row in numbers.all(
@@ -325,14 +334,14 @@ def _sums(numbers: Numbers, dimension: str, window: Window, *, limit: int = 0) -
         f"SELECT {columns} FROM fresh WHERE dimension = ? AND slot >= ? AND slot < ?) r {grouped}",
         [*params, dimension, *_quarters(window), *([limit] if limit else [])],
     )
-    return [dict(row) for row in rows if row["questions"] or not limit]
+    return [named for row in rows if (named := _named(row))["questions"] or not limit]
 
 
 def _in_local_time(
     numbers: Numbers, window: Window, unit: str, columns: Sequence[str] = COLUMNS
 ) -> list[tuple[int, dict[str, Any]]]:
     """Sums by a unit of local time since 1970; a number can come twice, on both sides of a clock change."""
-    sums = ", ".join(f"sum({name}) AS {name}" for name in columns)
+    sums = ", ".join(f"{_sum(name)} AS {name}" for name in columns)
     found = []
     for low, high, offset_s in offsets(window):
         # Whole hours from UTC: the sums of hours do, a quarter as many.
@@ -345,8 +354,12 @@ def _in_local_time(
             "WHERE dimension = 'all' AND slot >= ? AND slot < ? GROUP BY 1",
             (level, low // size, high // size, low, high),
         )
-        found += [(row["number"], dict(row)) for row in rows]
+        found += [(row["number"], _named(row)) for row in rows]
     return found
+
+
+def _named(row: Row) -> dict[str, Any]:
+    return dict(zip(row.keys(), row, strict=True))
 
 
 def offsets(window: Window) -> list[tuple[int, int, int]]:

@@ -9,46 +9,31 @@ Recording does not wait for this. Rows are summed behind the writer, in the orde
 read transaction, by the same function. So the numbers are always those of all rows.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
 from mogine.analytics import histogram
 from mogine.analytics.engine import Connection
-from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
+from mogine.analytics.fold import ASKED_QUARTERS, COLUMNS, FEW, QUARTER_MS, Rows, Sums, Waits, fold
+from mogine.analytics.schema import SEQ_BITS
 from mogine.analytics.tables import LISTED, Bulk, Listing, set_state, state
 
-QUARTER_MS = 900_000
 LEVELS = (1, 4, 96, 1536)  # quarter-hours in a slot of each level
 DAY_LEVEL = 2
 DIMENSIONS = ("all", "bot", "provider", "model", "status", "error", "page", "source")
 MAX_PAGES = 1000  # different pages in a day of UTC; visitors name them, so there could be any number
 OTHER_PAGES = "(other pages)"
 
-ASKED_QUARTERS = 32  # questions are counted by 8 hours: days of China and of UTC are whole numbers of these
 ASKED_KEPT = 40
 ASKED_ROOM = 4096
 ASKED_LEFT = 1024
 TAKEN_ROWS = 2_000
 
-COLUMNS = (
-    "questions", "visitors", "sessions", "ok", "errors", "aborted", "refused", "answered", "unanswered",
-    "thumbs_up", "thumbs_down", "prompt_tokens", "completion_tokens", "reasoning_tokens", "estimated",
-    "cost_cny", "first_tokens", "first_token_ms", "durations", "duration_ms", "citations", "score",
-)  # fmt: skip
-
-# What has few values is grouped by all of them at once, and from there by each.
-_FEW = {"provider": "provider", "model": "model", "status": "status", "error": "error_type"}
-# A hash of a visitor lives for a day: what lies within two buckets of 18.6 hours is looked at.
-REACH = 2
-_REACH = "p.bucket IN (q.bucket - 2, q.bucket - 1, q.bucket)"
-_AFTER = "p.bucket IN (q.bucket, q.bucket + 1, q.bucket + 2)"
-
 _REALS = ("cost_cny", "score")
+_FRESH = ("dimension", "slot", "value", *COLUMNS)
+_ASKED = ("slot", "key", "seq", "questions", "unanswered")
 # What is not summed yet, as readers gather it and as the writer adds it. Types that both engines understand.
 FRESH = (
     "CREATE TEMP TABLE IF NOT EXISTS fresh (dimension TEXT NOT NULL, slot BIGINT NOT NULL, "
@@ -69,320 +54,19 @@ _ADD_ASKED = Bulk(
     "questions = asked.questions + excluded.questions, unanswered = asked.unanswered + excluded.unanswered",
     ["bigint"] * 5,
 )
-_ADD_FRESH = Bulk(
-    "INSERT INTO fresh VALUES ",
-    3 + len(COLUMNS),
-    types=("text", "bigint", "text", *("float8" if name in _REALS else "bigint" for name in COLUMNS)),
-)
-_ADD_FRESH_ASKED = Bulk(
-    "INSERT INTO fresh_asked (slot, key, seq, questions, unanswered) VALUES ", 5, types=["bigint"] * 5
-)
-_ADD_FRESH_SOURCES = Bulk("INSERT INTO fresh_sources (source, title) VALUES ", 2)
 _ADD_SOURCES = Bulk(
     "INSERT INTO sources (source, title) VALUES ",
     2,
     " ON CONFLICT (source) DO UPDATE SET title = excluded.title WHERE sources.title <> excluded.title",
+    ["text"] * 2,
 )
 _SET_WAITS = Bulk(
     "INSERT INTO waits (level, slot, first_token, duration) VALUES ",
     4,
     " ON CONFLICT (level, slot) DO UPDATE SET first_token = excluded.first_token, "
     "duration = excluded.duration",
+    ["bigint", "bigint", "bytea", "bytea"],
 )
-
-Waits = dict[int, tuple[Counter[int], Counter[int]]]
-Asked = dict[tuple[int, int], list[int]]
-
-# The numbers of a row, and their sums, are one integer of many lanes: one addition adds them all. A lane has
-# room for the largest number that the record takes (2^53) sixteen million times over.
-_LANE_BITS = 80
-_LANES = COLUMNS[:-1]  # scores are no whole numbers
-_AT = {name: _LANE_BITS * place for place, name in enumerate(_LANES)}
-_LANE = (1 << _LANE_BITS) - 1
-_AT_PROMPT, _AT_COMPLETION, _AT_REASONING = (
-    _AT[f"{name}_tokens"] for name in ("prompt", "completion", "reasoning")
-)
-_AT_COST, _AT_FIRST, _AT_DURATION = _AT["cost_cny"], _AT["first_token_ms"], _AT["duration_ms"]
-_ONE_FIRST, _ONE_DURATION = 1 << _AT["first_tokens"], 1 << _AT["durations"]
-_ONE_CITATION = 1 << _AT["citations"]
-_COST_UNIT = 10**10  # costs are kept with ten digits behind the point
-# Nonsensical numbers are cut, so that they do not make every later sum useless.
-MOST_TOKENS = 1 << 40
-MOST_CNY = 1e6
-
-
-class Rows:
-    """Some rows: those with keys after `low` up to `high`, or those that came late.
-
-    Of the rows of a range all are left out that came late: they are counted by themselves.
-    """
-
-    def __init__(self, low: int = 0, high: int = 0, *, late: bool = False) -> None:
-        self.late = late
-        self.params: tuple[int, ...] = () if late else (low, high)
-        self.condition = (
-            "q.seq IN (SELECT seq FROM uncounted)"
-            if late
-            else "q.seq > ? AND q.seq <= ? AND q.seq NOT IN (SELECT seq FROM uncounted)"
-        )
-
-    def first(self, column: str) -> str:
-        """The condition that a row is the first of its visitor (or session)."""
-        named = f"q.{column} <> '' AND q.bot = 0"
-        earlier = (  # our own column names
-            f"EXISTS (SELECT 1 FROM queries p WHERE {_REACH} AND p.{column} = q.{column} "  # noqa: S608
-            "AND p.seq < q.seq AND p.bot = 0)"
-        )
-        if not self.late:
-            return f"{named} AND NOT {earlier}"
-        # One that came late is not the first when a later one was counted already.
-        counted = (
-            f"EXISTS (SELECT 1 FROM queries p WHERE {_AFTER} AND p.{column} = q.{column} "  # noqa: S608
-            "AND p.seq > q.seq AND p.bot = 0 "
-            "AND p.seq <= (SELECT value FROM state WHERE name = 'summed_upto') "
-            "AND p.seq NOT IN (SELECT seq FROM uncounted))"
-        )
-        return f"{named} AND NOT {earlier} AND NOT {counted}"
-
-
-# --- from rows to sums ---------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Sums:
-    """What some rows come to: numbers by dimension, quarter-hour and value (an integer of lanes, and the sum
-    of scores), waits and questions, and what each cited document is called."""
-
-    numbers: dict[tuple[str, int, str], int]
-    scores: dict[tuple[int, str], float]
-    waits: Waits
-    asked: Asked
-    titles: dict[str, str]
-
-    def entries(self) -> list[list[Any]]:
-        """As rows of the table `fresh`."""
-        found: list[list[Any]] = []
-        for (dimension, slot, value), packed in self.numbers.items():
-            row: list[Any] = [dimension, slot, value, *((packed >> at) & _LANE for at in _AT.values())]
-            row[3 + COLUMNS.index("cost_cny")] /= _COST_UNIT
-            row.append(self.scores.get((slot, value), 0.0) if dimension == "source" else 0.0)
-            found.append(row)
-        return found
-
-
-_ROWS = (
-    "SELECT q.seq, q.bot, q.provider, q.model, q.status, q.error_type, q.answered, q.feedback, "
-    "q.tokens_estimated, q.prompt_tokens, q.completion_tokens, q.reasoning_tokens, q.cost_cny, "
-    "q.first_token_ms, q.duration_ms, q.page_url, q.visitor, q.session, t.question "
-    "FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
-)
-
-
-@lru_cache(1024)
-def _outcome(status: str, answered: str, feedback: str, estimated: int) -> int:
-    """The lanes of one question that ended so."""
-    named = {
-        {"ok": "ok", "error": "errors", "aborted": "aborted", "refused": "refused"}.get(status),
-        {"yes": "answered", "no": "unanswered"}.get(answered),
-        {"up": "thumbs_up", "down": "thumbs_down"}.get(feedback),
-    }
-    return sum(1 << _AT[name] for name in ("questions", *named) if name) + (estimated << _AT["estimated"])
-
-
-def _spent(prompt: int | None, completion: int | None, reasoning: int | None, cost: float | None) -> int:
-    """The lanes of what one question has used."""
-    packed = 0
-    if prompt:
-        packed = min(prompt, MOST_TOKENS) << _AT_PROMPT
-    if completion:
-        packed += min(completion, MOST_TOKENS) << _AT_COMPLETION
-    if reasoning:
-        packed += min(reasoning, MOST_TOKENS) << _AT_REASONING
-    if cost:
-        packed += round(max(0.0, min(cost, MOST_CNY)) * _COST_UNIT) << _AT_COST
-    return packed
-
-
-def fold(connection: Connection, rows: Rows, middle: int = 0) -> Sums:
-    """Sums of `rows`, read once in the order of their keys, with what they cite beside them.
-
-    With a `middle` all but what is told of everybody is summed by two slots instead of quarter-hours:
-    `middle` for what comes from there on, the one before it for the rest.
-
-    In Python, since grouping by each dimension in SQL means to sort the rows for each anew.
-    """
-    everybody: defaultdict[tuple[str, int, str], int] = defaultdict(int)
-    few: defaultdict[tuple[int, str, str, str, str], int] = defaultdict(int)
-    people = _People()
-    cited = _Cited(connection, rows)
-    for (
-        seq, bot, provider, model, status, error, answered, feedback, estimated, prompt, completion,
-        reasoning, cost, first, duration, page, visitor, session, question,
-    ) in connection.plain(f"{_ROWS} WHERE {rows.condition} ORDER BY q.seq", rows.params):  # fmt: skip
-        slot = (seq >> SEQ_BITS) // QUARTER_MS
-        packed = _outcome(status, answered, feedback, estimated)
-        packed += _spent(prompt, completion, reasoning, cost)
-        if first is not None:
-            packed += _ONE_FIRST + (first << _AT_FIRST)
-        if status != "ok":
-            duration = None
-        elif duration is not None:
-            packed += _ONE_DURATION + (duration << _AT_DURATION)
-        sources = cited.under(seq)
-        everybody["bot" if bot else "all", slot, ""] += packed
-        if not bot:
-            if middle:
-                slot = middle if slot >= middle else middle - 1
-            few[slot, provider, model, status, error] += packed
-            people.pages[slot, page] += packed
-            people.cite(slot, sources, packed)
-            people.wait(slot, first, duration)
-            people.ask(seq, question, answered == "no")
-            people.visitors.see(visitor, seq)
-            people.sessions.see(session, seq)
-    numbers = everybody
-    for seen, column, name in (
-        (people.visitors, "visitor", "visitors"),
-        (people.sessions, "session", "sessions"),
-    ):
-        for slot, count in _firsts(connection, rows, column, seen).items():
-            numbers["all", slot, ""] += count << _AT[name]
-    numbers.update(_by_dimension(few))
-    numbers.update((("page", *key), packed) for key, packed in people.pages.items())
-    numbers.update((("source", *key), packed) for key, packed in people.sources.items())
-    return Sums(numbers, people.scores, _in_buckets(people.waits), _by_key(people.asked), cited.titles)
-
-
-def _by_dimension(few: Mapping[tuple[int, str, str, str, str], int]) -> dict[tuple[str, int, str], int]:
-    numbers: defaultdict[tuple[str, int, str], int] = defaultdict(int)
-    for (slot, *values), packed in few.items():
-        for dimension, value in zip(_FEW, values, strict=True):
-            numbers[dimension, slot, value] += packed
-    return numbers
-
-
-class _Cited:
-    """What is cited under rows that are read in their order beside this."""
-
-    def __init__(self, connection: Connection, rows: Rows) -> None:
-        self.titles: dict[str, str] = {}
-        condition = rows.condition.replace("q.seq", "seq")
-        self._reading = connection.plain(
-            f"SELECT seq, source, title, score FROM citations WHERE {condition} ORDER BY seq, number",  # noqa: S608
-            rows.params,
-        )
-        self._next = next(self._reading, None)
-
-    def under(self, seq: int) -> list[tuple[str, float]]:
-        """Documents cited under the row `seq`, with the scores of the citations."""
-        found: list[tuple[str, float]] = []
-        while self._next is not None and self._next[0] <= seq:
-            at, source, title, score = self._next
-            if at == seq:
-                found.append((source, score))
-                if title > self.titles.get(source, ""):
-                    self.titles[source] = title
-            self._next = next(self._reading, None)
-        return found
-
-
-class _People:
-    """What is counted of people only, not of crawlers."""
-
-    def __init__(self) -> None:
-        self.pages: defaultdict[tuple[int, str], int] = defaultdict(int)
-        self.sources: defaultdict[tuple[int, str], int] = defaultdict(int)
-        self.scores: defaultdict[tuple[int, str], float] = defaultdict(float)
-        self.waits: Waits = {}  # by milliseconds
-        self.asked: dict[tuple[int, str], list[int]] = {}
-        self.visitors, self.sessions = _Seen(), _Seen()
-
-    def cite(self, slot: int, sources: Sequence[tuple[str, float]], packed: int) -> None:
-        """A row counts once for each document, whose citations may be several."""
-        known = set()
-        for source, score in sources:
-            self.sources[slot, source] += _ONE_CITATION if source in known else packed + _ONE_CITATION
-            self.scores[slot, source] += score
-            known.add(source)
-
-    def wait(self, slot: int, first: int | None, duration: int | None) -> None:
-        pair = self.waits.get(slot)
-        if pair is None:
-            pair = self.waits[slot] = (Counter(), Counter())
-        if first is not None:
-            pair[0][first] += 1
-        if duration is not None:
-            pair[1][duration] += 1
-
-    def ask(self, seq: int, question: str | None, is_unanswered: bool) -> None:
-        if not question:
-            return
-        key = ((seq >> SEQ_BITS) // (QUARTER_MS * ASKED_QUARTERS), question)
-        entry = self.asked.get(key)
-        if entry is None:
-            self.asked[key] = [seq, 1, int(is_unanswered)]
-        else:
-            entry[0] = seq
-            entry[1] += 1
-            entry[2] += is_unanswered
-
-
-class _Seen:
-    """Visitors (or sessions) among some rows; `first` are the rows with which they may have come first."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, int] = {}
-        self.first: list[int] = []
-
-    def see(self, hash: str, seq: int) -> None:
-        if not hash:
-            return
-        bucket = seq >> BUCKET_BITS
-        if self._last.get(hash, -REACH - 1) < bucket - REACH:
-            self.first.append(seq)
-        self._last[hash] = bucket
-
-
-def _firsts(connection: Connection, rows: Rows, column: str, seen: _Seen) -> Counter[int]:
-    """By quarter-hour, how many came first. Only rows whose bucket those before `rows` can reach need to
-    be compared with these: all that lies after the beginning of `rows` is among them."""
-    known = -1 if rows.late else (rows.params[0] >> BUCKET_BITS) + REACH
-    sure = [] if rows.late else [seq for seq in seen.first if seq >> BUCKET_BITS > known]
-    doubted = [seq for seq in seen.first if rows.late or seq >> BUCKET_BITS <= known]
-    if doubted:
-        found = connection.execute(
-            f"SELECT q.seq FROM queries q WHERE q.seq {LISTED} AND {rows.first(column)}",  # noqa: S608
-            (Listing(doubted),),
-        )
-        sure += [row[0] for row in found]
-    return Counter((seq >> SEQ_BITS) // QUARTER_MS for seq in sure)
-
-
-def _in_buckets(waited: Waits) -> Waits:
-    """Milliseconds as the buckets they fall into."""
-    found: Waits = {}
-    for slot, pair in waited.items():
-        both = found[slot] = (Counter[int](), Counter[int]())
-        for place, counts in enumerate(pair):
-            for value, count in counts.items():
-                both[place][histogram.bucket(value)] += count
-    return found
-
-
-def question_key(question: str) -> int:
-    """A number for the question, without regard to blanks at the ends and to case."""
-    words = question.strip().lower().encode("utf-8", "replace")
-    return int.from_bytes(blake2b(words, digest_size=8).digest(), "big", signed=True)
-
-
-def _by_key(questions: Mapping[tuple[int, str], Sequence[int]]) -> Asked:
-    """By 8 hours and question: the newest row, how often it was asked, how often without an answer."""
-    found: Asked = {}
-    for (slot, question), (seq, count, unanswered) in questions.items():
-        if question.strip():
-            entry = found.setdefault((slot, question_key(question)), [0, 0, 0])
-            entry[:] = max(entry[0], seq), entry[1] + count, entry[2] + unanswered
-    return found
 
 
 def gather_tail(connection: Connection, low: int, middle: int, high: int) -> Waits:
@@ -395,16 +79,16 @@ def gather_tail(connection: Connection, low: int, middle: int, high: int) -> Wai
         connection.execute(table)
     found: Waits = {}
     upto = state(connection)["summed_upto"]
-    for rows in (Rows(max(low - 1, upto), high - 1), Rows(late=True)):
-        # What came late may lie before and after all that is asked for.
-        sums = fold(connection, rows, 0 if rows.late else (middle >> SEQ_BITS) // QUARTER_MS)
-        _ADD_FRESH.run(connection, sums.entries())
-        for slot, pair in sums.waits.items():
-            both = found.setdefault(slot, (Counter(), Counter()))
+    slot = (middle >> SEQ_BITS) // QUARTER_MS
+    for rows in (Rows(max(low - 1, upto), high - 1), Rows(low - 1, high - 1, late=True)):
+        sums = fold(connection, rows, slot, asked_from=slot)
+        connection.load("fresh", _FRESH, sums.entries())
+        for slot_of, pair in sums.waits.items():
+            both = found.setdefault(slot_of, (Counter(), Counter()))
             both[0].update(pair[0])
             both[1].update(pair[1])
-        _ADD_FRESH_SOURCES.run(connection, list(sums.titles.items()))
-        _ADD_FRESH_ASKED.run(connection, [(*key, *entry) for key, entry in sums.asked.items()])
+        connection.load("fresh_sources", ("source", "title"), sums.titles.items())
+        connection.load("fresh_asked", _ASKED, ((*key, *entry) for key, entry in sums.asked.items()))
     return found
 
 
@@ -413,15 +97,17 @@ def gather_tail(connection: Connection, low: int, middle: int, high: int) -> Wai
 
 def sum_up(writer: Connection, limit: int, before: int) -> int:
     """Adds the next rows before the key `before`, at most `limit`, to the sums; how many."""
-    late = writer.execute("SELECT count(*) FROM uncounted").fetchone()[0]
+    late, last = writer.execute(
+        "SELECT count(*), max(seq) FROM (SELECT seq FROM uncounted ORDER BY seq LIMIT ?) AS late", (limit,)
+    ).fetchone()
     if late:
-        _add(writer, Rows(late=True))
-        writer.execute("DELETE FROM uncounted")
+        _add(writer, Rows(-1, last, late=True))
+        writer.execute("DELETE FROM uncounted WHERE seq <= ?", (last,))
     upto = state(writer)["summed_upto"]
     count, last = writer.execute(
         "SELECT count(*), max(seq) FROM "
         "(SELECT seq FROM queries WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?) AS following",
-        (upto, before, limit),
+        (upto, before, limit - late),
     ).fetchone()
     if count:
         _add(writer, Rows(upto, last))
@@ -441,7 +127,7 @@ def _add(writer: Connection, rows: Rows) -> None:
 def _set_fresh(writer: Connection, sums: Sums) -> None:
     writer.execute(FRESH[0])
     writer.execute("DELETE FROM fresh")
-    _ADD_FRESH.run(writer, sums.entries())
+    writer.load("fresh", _FRESH, sums.entries())
     _few_pages(writer)
 
 
@@ -481,21 +167,22 @@ def _few_pages(writer: Connection) -> None:
 
 
 def _add_waits(writer: Connection, found: Waits) -> None:
-    rows = []
+    entries: dict[tuple[int, int], tuple[Counter[int], Counter[int]]] = {}
     for level, size in enumerate(LEVELS):
-        entries: dict[int, tuple[Counter[int], Counter[int]]] = {}
         for slot, pair in found.items():
-            first, whole = entries.setdefault(slot // size, (Counter(), Counter()))
+            first, whole = entries.setdefault((level, slot // size), (Counter(), Counter()))
             first.update(pair[0])
             whole.update(pair[1])
-        known = writer.execute(
-            f"SELECT slot, first_token, duration FROM waits WHERE level = ? AND slot {LISTED}",  # noqa: S608
-            (level, Listing(list(entries))),
-        )
-        packed = {row[0]: (row[1], row[2]) for row in known}
-        for slot, pair in entries.items():
-            old = packed.get(slot, (b"", b""))
-            rows.append((level, slot, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
+    known = writer.execute(
+        "SELECT level, slot, first_token, duration FROM waits WHERE "  # noqa: S608
+        + " OR ".join(f"(level = {level} AND slot {LISTED})" for level in range(len(LEVELS))),
+        [Listing([slot for of, slot in entries if of == level]) for level in range(len(LEVELS))],
+    )
+    packed = {(row[0], row[1]): (row[2], row[3]) for row in known}
+    rows = []
+    for place, pair in entries.items():
+        old = packed.get(place, (b"", b""))
+        rows.append((*place, *(histogram.add(*each) for each in zip(old, pair, strict=True))))
     _SET_WAITS.run(writer, rows)
 
 
@@ -590,7 +277,7 @@ def _places(writer: Connection, row: Mapping[str, Any], slot: int) -> Iterator[t
         yield "bot", ""
         return
     yield "all", ""
-    for dimension, column in _FEW.items():
+    for dimension, column in FEW.items():
         yield dimension, row[column]
     known = writer.execute(
         "SELECT 1 FROM rollups WHERE dimension = 'page' AND level = 0 AND slot = ? AND value = ?",
@@ -631,9 +318,6 @@ def rebuild_hour(writer: Connection, hour: int) -> int:
     upto = state(writer)["summed_upto"]
     rows = Rows((low * QUARTER_MS << 20) - 1, min((high * QUARTER_MS << 20) - 1, upto))
     sums = fold(writer, rows)
-    counted = sum(
-        packed & _LANE for (dimension, _, _), packed in sums.numbers.items() if dimension in ("all", "bot")
-    )
     _set_fresh(writer, sums)
     add_fresh(writer, [0])
     _SET_WAITS.run(
@@ -641,7 +325,7 @@ def rebuild_hour(writer: Connection, hour: int) -> int:
         [(0, slot, *(histogram.add(b"", counts) for counts in pair)) for slot, pair in sums.waits.items()],
     )
     rebuild_slot(writer, 1, hour)
-    return counted
+    return sums.questions
 
 
 def rebuild_slot(writer: Connection, level: int, slot: int) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from mogine.analytics.engine import Reader
+from mogine.analytics.fold import QUARTER_MS
 from mogine.analytics.records import epoch_ms
-from mogine.analytics.rollups import QUARTER_MS
 from mogine.analytics.schema import SEQ_BITS
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.tables import LISTED, Listing, state

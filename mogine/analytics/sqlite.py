@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mogine.analytics.engine import BUSY_MS, PATIENT_BUSY_MS, TOO_LONG, Bound, Connection, Damaged
+from mogine.analytics.engine import BUSY_MS, FETCH_ROWS, PATIENT_BUSY_MS, TOO_LONG, Bound, Connection, Damaged
 from mogine.analytics.schema import APPLICATION_ID, MIGRATION_SET, ROW_COLUMNS
 from mogine.analytics.tables import BULK_SIZES, Bulk
 from mogine.errors import Locked, StoreError, Unavailable
@@ -37,11 +39,16 @@ class SqliteConnection(sqlite3.Connection):
 
     takes_columns = False
 
-    def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+    def parts(self, sql: str, params: Sequence[Any] = ()) -> Iterator[list[tuple[Any, ...]]]:
         """Rows as mere tuples: a third quicker."""
         cursor = self.cursor()
         cursor.row_factory = None
-        return cursor.execute(sql, params)
+        cursor.execute(sql, params)
+        return iter(partial(cursor.fetchmany, FETCH_ROWS), [])
+
+    def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The same, one by one."""
+        return chain.from_iterable(self.parts(sql, params))
 
     def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
         """Bytes need not be made into text first, and back again later."""
@@ -76,6 +83,7 @@ class SqliteEngine:
         self.name = f"{path.parent.name}/{path.name}"
         self.visits = 0
         self.held_s = 0.0
+        self.silent_s = 0.0
         self._unmoved_s = 0.0
         self._steps = steps
         self._clock = clock

@@ -23,6 +23,7 @@ from mogine.analytics.engine import (
     Reader,
     Row,
 )
+from mogine.analytics.fold import ASKED_QUARTERS, QUARTER_MS
 from mogine.analytics.records import (
     QueryRecord,
     Selection,
@@ -170,6 +171,11 @@ class AnalyticsStore:
     def held_s(self) -> float:
         """How long our last transaction has kept others from writing."""
         return self._engine.held_s
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the server has said nothing to who brings it rows just now."""
+        return self._engine.silent_s
 
     def prepare(self, *, busy_ms: int = PATIENT_BUSY_MS) -> None:
         """Makes the tables, or upgrades them (a file after a backup); does nothing when they are up to date.
@@ -373,7 +379,7 @@ class AnalyticsStore:
         ).fetchone()[0]
         for table in _KEYED_BY_ROW:
             writer.execute(f"DELETE FROM {table} WHERE seq >= ? AND seq <= ?", (low, high))  # noqa: S608
-        quarter = rollups.ASKED_QUARTERS * rollups.QUARTER_MS
+        quarter = ASKED_QUARTERS * QUARTER_MS
         slots = ((low >> SEQ_BITS) // quarter, (high >> SEQ_BITS) // quarter)
         writer.execute(
             "DELETE FROM asked WHERE slot >= ? AND slot <= ? AND seq >= ? AND seq <= ?", (*slots, low, high)

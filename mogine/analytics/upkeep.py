@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from mogine.analytics import rollups, search
+from mogine.analytics.fold import ASKED_QUARTERS, QUARTER_MS
 from mogine.analytics.records import epoch_ms
-from mogine.analytics.rollups import ASKED_QUARTERS, LEVELS, QUARTER_MS
+from mogine.analytics.rollups import LEVELS
 from mogine.analytics.schema import BUCKET_BITS, SEQ_BITS
 from mogine.analytics.sqlite import POLL_S
 from mogine.analytics.store import AnalyticsStore, first_seq
@@ -29,8 +30,9 @@ SLICE_S = 0.01
 ALONE_S = 0.025
 GAP_S = 2 * POLL_S
 COLLECT_ROWS = 128
+STOP_S = 2.0
 HOUR_MS = 4 * QUARTER_MS
-REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see _REACH of rollups.py
+REACH_MS = 3 << BUCKET_BITS - SEQ_BITS  # how far back a visitor is looked for; see REACH of fold.py
 
 END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -102,7 +104,7 @@ def sum_up(
         return 0
     high = first_seq(before or datetime.now(UTC) - SUMMED_AFTER)
     rows = 0
-    pace = Pace(store, 50, 20, 5_000, sleep)
+    pace = Pace(store, 25, 20, 5_000, sleep)
     with store.lock("sums", wait=wait):
         while True:
             with pace as limit, store.transaction(durable=False) as writer:
@@ -161,9 +163,9 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when it has ended, which is soon."""
+        """Returns when it has ended, which is soon, or waits for a database that says nothing."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(STOP_S)
 
     def _run(self) -> None:
         due = time.monotonic() + self._every_s

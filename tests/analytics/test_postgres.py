@@ -18,6 +18,7 @@ from mogine.analytics.recorder import Recorder
 from mogine.analytics.records import Window
 from mogine.analytics.reports import open_numbers
 from mogine.analytics.schema import STEPS
+from mogine.analytics.spool import Spool
 from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from mogine.errors import Locked, MogineError, SettingsError, StoreError, Unavailable
@@ -287,8 +288,7 @@ async def test_a_server_that_is_away_costs_no_answer_and_no_row(
         for n in range(40):
             recorder.record(row(MINUTE * n, question="meanwhile"))
         assert time.monotonic() - began < 2, "no answer waits"
-        await until(lambda: recorder.stats().spooled == 40)
-        assert recorder.stats().degraded
+        await until(lambda: recorder.stats().spooled == 40 and recorder.stats().degraded)
         with pytest.raises(Unavailable, match="cannot be used just now"):
             await asyncio.to_thread(store.summary)
         assert time.monotonic() - began < 30, "who reads is told, and does not wait for ever"
@@ -298,6 +298,53 @@ async def test_a_server_that_is_away_costs_no_answer_and_no_row(
         await until(lambda: recorder.stats().waiting == 0)
     assert store.summary().rows == 71 and store.summary().lost == 0
     assert recorder.stats().dropped == 0
+
+
+async def test_rows_reach_the_spool_while_a_silent_server_is_waited_for(
+    machine: Open, own_postgres: Database
+) -> None:
+    """P25: it is given up after 3 s, tried again ever after, and no row waits for that."""
+    store = machine(own_postgres)
+    spool = Spool(store.path.parent / "spool")
+    async with Recorder(store) as recorder:
+        recorder.record(row(question="before"))
+        await until(lambda: recorder.stats().stored == 1)
+        own_postgres.server.pause()
+        began, waited, rows = time.monotonic(), [], 0
+        while time.monotonic() - began < 9:  # two trials and more
+            recorder.record(row(MINUTE * rows, question="meanwhile"))
+            rows += 1
+            recorded = time.monotonic()
+            await until(lambda: spool.count() >= rows)  # noqa: B023
+            waited.append(time.monotonic() - recorded)
+            await asyncio.sleep(0.05)
+        assert max(waited) < 1
+        assert recorder.stats().degraded and recorder.stats().spooled == rows
+        own_postgres.server.resume()
+        await until(lambda: not recorder.stats().degraded and recorder.stats().spooled == 0)
+    assert own_postgres.query("SELECT count(*), count(DISTINCT id) FROM queries") == [(rows + 1, rows + 1)]
+    assert recorder.stats().dropped == 0 and spool.count() == 0
+
+
+async def test_an_end_does_not_wait_for_a_silent_server_and_loses_nothing(
+    machine: Open, own_postgres: Database
+) -> None:
+    """P25"""
+    store = machine(own_postgres)
+    spool = Spool(store.path.parent / "spool")
+    async with Recorder(store) as recorder:
+        recorder.record(row(question="before"))
+        await until(lambda: recorder.stats().stored == 1)
+        own_postgres.server.pause()
+        for n in range(40):
+            recorder.record(row(MINUTE * n, question="meanwhile"))
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.9, "a trial takes 3 s"
+    assert spool.count() == 40
+    own_postgres.server.resume()
+    async with Recorder(store) as recorder:
+        await until(lambda: spool.count() == 0)
+    assert own_postgres.query("SELECT count(*), count(DISTINCT id) FROM queries") == [(41, 41)]
 
 
 async def test_a_start_without_the_server_spools_until_it_is_there(

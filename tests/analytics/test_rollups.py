@@ -12,7 +12,7 @@ from mogine.analytics import rollups, upkeep
 from mogine.analytics.records import QueryRecord, Window
 from mogine.analytics.reports import statistics
 from mogine.analytics.retention import cleanup
-from mogine.analytics.store import AnalyticsStore
+from mogine.analytics.store import AnalyticsStore, first_seq
 from mogine.analytics.upkeep import END_OF_TIME, rebuild, sum_up
 from mogine.errors import Locked
 from tests.analytics.rows import cite, row
@@ -146,6 +146,43 @@ def test_rows_that_come_late_are_counted_once(store: AnalyticsStore) -> None:
     # Only where a visitor was first seen may be another hour, and so on the border of a window another side.
     assert without_places(numbers(store)) == without_places(waiting)
     assert numbers(store)[0]["totals"]["visitors"] == waiting[0]["totals"]["visitors"]
+
+
+def test_late_rows_are_summed_in_slices(store: AnalyticsStore) -> None:
+    rows = some_rows()
+    late = rows[::5]
+    store.insert([r for r in rows if r not in late], busy_ms=5000)
+    whole(store)
+    store.insert(late, busy_ms=5000)
+    waiting = numbers(store)
+    slices = []
+    for _ in range(3):
+        with store.transaction() as writer:
+            slices.append(rollups.sum_up(writer, 30, first_seq(END_OF_TIME)))
+        assert without_texts(numbers(store)) == without_texts(waiting)
+    assert slices == [30, 30, 20]
+
+
+def test_what_one_answer_cites_twice_counts_its_question_once(store: AnalyticsStore) -> None:
+    store.insert(
+        [
+            row(
+                DAY,
+                at=NOW,
+                citations=(cite("a"), cite("b", number=2, score=0.5), cite("a", number=3, score=0.2)),
+            ),
+            row(DAY * 2, at=NOW, citations=(cite("a"), cite("b", number=2, score=0.7), cite("a", number=3))),
+            row(DAY, at=NOW, bot=True, citations=(cite("c"),)),
+            row(DAY, at=NOW, citations=()),
+        ],
+        busy_ms=5000,
+    )
+    for make in (lambda store: None, whole, anew):
+        make(store)
+        found = statistics(store, Window.last_days(7, NOW, ZoneInfo("UTC")), by="source")
+        assert [(r["source"], r["questions"]) for r in found.series.to_dicts()] == [("a", 2), ("b", 2)]
+        scores = {r["source"]: (r["title"], r["score"]) for r in found.top_sources.to_dicts()}
+        assert scores == {"a": ("Title of a", 0.65), "b": ("Title of b", 0.6)}
 
 
 def test_numbers_stay_when_the_rows_have_gone(store: AnalyticsStore) -> None:
