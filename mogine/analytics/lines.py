@@ -23,13 +23,14 @@ from mogine.analytics.sqllines import ROOM_BYTES, Hand, Piece
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
-BATCH = 1000
-AHEAD = 4  # batches that are being made, or wait for a slow taker, of some 1.5 MB each
+# Rows, of some 1.5 kB each. A server is asked less often, since each time it plans anew.
+BATCH_OF_FILE, BATCH_OF_SERVER = 500, 1000
+AHEAD = 4  # batches that are being made, or wait for a slow taker
 # With PostgreSQL each has a process there that puts lines together; one more than there are cores, because
 # while what one has brought is finished here the others go on.
 HANDS = 3
 # Until then a second process would hardly have started.
-HELPED_AFTER = 10 * BATCH
+HELPED_AFTER = 10_000
 
 _PIPE_BYTES = 1024**2
 _HEAD = struct.Struct(">II")
@@ -97,13 +98,14 @@ def _ahead(
             idle.put(hand)
 
     waiting: deque[Future[Piece]] = deque()
+    size = BATCH_OF_FILE if store.is_file else BATCH_OF_SERVER
     try:
         for hand in _first_hands(store, selection, format, deadline_s, helped):
             employ(hand)
         with ThreadPoolExecutor(max(2, len(hands)), "export") as pool:
             try:
-                for number, keys in enumerate(store.batches(selection, BATCH, deadline_s)):
-                    if helped and store.is_file and number * BATCH == HELPED_AFTER:
+                for number, keys in enumerate(store.batches(selection, size, deadline_s)):
+                    if helped and store.is_file and number * size == HELPED_AFTER:
                         employ(Helper(store, format))
                     waiting.append(pool.submit(write, *keys))
                     if len(waiting) > AHEAD:

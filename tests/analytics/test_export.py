@@ -276,7 +276,7 @@ def test_a_second_process_writes_the_same_lines_and_when_it_is_lost_none_is(
         assert b"".join(p.data for p in render_rows(store, selection, format, helped=True)) == wanted
         assert children() == before
         pieces = render_rows(store, selection, format, helped=True)
-        begun = b"".join(next(pieces).data for _ in range(10))
+        begun = b"".join(next(pieces).data for _ in range(20))
         (helper,) = children() - before
         os.kill(helper, signal.SIGKILL)
         assert begun + b"".join(p.data for p in pieces) == wanted
@@ -287,7 +287,7 @@ def test_who_stops_taking_lines_ends_the_second_process(store: AnalyticsStore) -
     store.insert([row(timedelta(seconds=n)) for n in range(16_000)], busy_ms=5000)
     before = children()
     pieces = render_rows(store, Selection(), "csv", helped=True)
-    assert [next(pieces) for _ in range(12)] and len(children() - before) == 1
+    assert [next(pieces) for _ in range(24)] and len(children() - before) == 1
     del pieces
     assert children() == before
 
