@@ -48,15 +48,22 @@ async def post(fake: DoubaoFake, body: dict[str, Any] = BODY) -> httpx.Response:
 
 
 async def leave_after(fake: DoubaoFake, url: str, seconds: float, verify: Any = PLAIN) -> float:
-    """Ask, read for a while, leave; the monotonic moment of leaving."""
-    async with httpx.AsyncClient(verify=verify) as client:
-        with pytest.raises(TimeoutError):
-            async with (
-                asyncio.timeout(seconds),
-                client.stream("POST", url, json=BODY, headers=HEAD) as answer,
-            ):
-                async for _ in answer.aiter_raw():
-                    pass
+    """Ask, read for a while from when the question is there, leave; the monotonic moment of leaving."""
+
+    async def read() -> None:
+        async with (
+            httpx.AsyncClient(verify=verify) as client,
+            client.stream("POST", url, json=BODY, headers=HEAD) as answer,
+        ):
+            async for _ in answer.aiter_raw():
+                pass
+
+    reading = asyncio.create_task(read())
+    await fake.wait_requests()
+    await asyncio.sleep(seconds)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
     return time.monotonic()
 
 
