@@ -34,6 +34,7 @@ FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 5.0
 LOOK_AGAIN_S = 30.0
 CLOSING_S = 5.0
+BUSY_CLOSING_S = 1.0  # at the end, for a database that others just keep busy
 # A server can take a connection and say nothing. Rows wait so long for a word of it, then go to the spool
 # while it may yet answer. With the time for which a few rows wait for each other that makes less than 200 ms.
 PATIENCE_S = 0.08
@@ -139,6 +140,7 @@ class Recorder:
         # The writer thread's own.
         self._last_group = 0
         self._retry_s = 0.0
+        self._is_busy = False
         self._retry_at = 0.0
         self._held: list[Fit] = []
         self._take_up_at = 0.0
@@ -282,6 +284,8 @@ class Recorder:
                 self._idle = True
                 self._wake.wait(max(0.01, due - time.monotonic()))
                 self._idle = False
+            elif not self._queue and self._problem:
+                self._wake.wait(max(0.01, min(FIRST_RETRY_S, self._retry_at - time.monotonic())))
             if self._queue and self._closing_at is None:
                 self._wake.wait_for(
                     lambda: len(self._queue) >= GROUP_ROWS or self._hurry or self._closing_at is not None,
@@ -395,6 +399,7 @@ class Recorder:
         problem = error.message if isinstance(error, MogineError) else f"{type(error).__name__}: {error}"
         self._retry_s = min(LAST_RETRY_S, self._retry_s * 2 or FIRST_RETRY_S)
         self._retry_at = time.monotonic() + self._retry_s
+        self._is_busy = isinstance(error, Locked)
         self._stop_taking_up()
         self._degrade(problem)
 
@@ -471,7 +476,9 @@ class Recorder:
                 self._in_hand = 0
                 self._wake.notify_all()
             left_behind = self._errand or self._taking_up or self._spooled or self._untold
-            left_behind = bool(left_behind) and not self._problem
+            if self._problem:  # rows are safe in the spool, and the next start takes them up
+                waited_s = time.monotonic() - (closing_at - self._closing_s)
+                left_behind = left_behind and self._is_busy and waited_s < BUSY_CLOSING_S
             return late or not (self._queue or self._held or left_behind)
 
 
