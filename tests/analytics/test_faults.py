@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +24,7 @@ from mogine.analytics.store import AnalyticsStore
 from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from tests.analytics.rows import in_a_file, row
 from tests.conftest import ROOT, Run, clean_environ
+from tests.waiting import wait_until
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 needs_faketime = pytest.mark.skipif(
@@ -41,13 +41,6 @@ def is_sound(path: Path) -> bool:
         return bool(connection.execute("PRAGMA integrity_check").fetchone() == ("ok",))
     finally:
         connection.close()
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @in_a_file
@@ -183,7 +176,7 @@ def test_cleanup_killed_half_way_leaves_no_lock_and_the_numbers_right(store: Ana
     (home / ".env").touch()
     command = [sys.executable, "-m", "mogine", "--home", str(home), "cleanup", "--older-than", "10d"]
     with subprocess.Popen(command, env=clean_environ(), cwd=ROOT) as child:
-        until(lambda: store.summary().rows < 6050)
+        wait_until(lambda: store.summary().rows < 6050)
         child.send_signal(signal.SIGKILL)
     half = store.summary().rows
     assert half >= 50 and is_sound(store.path)

@@ -25,6 +25,7 @@ from mogine.errors import Locked, MogineError, SettingsError, StoreError, Unavai
 from tests.analytics.rows import NOON, row
 from tests.conftest import ROOT, clean_environ
 from tests.upstreams.postgres import PASSWORD, Database
+from tests.waiting import until
 
 NEXT = (*STEPS, ("900_next", "CREATE TABLE following (seq INTEGER PRIMARY KEY, number REAL, data BLOB)"))
 MINUTE = timedelta(minutes=1)
@@ -264,12 +265,6 @@ def test_what_is_gathered_for_one_reading_is_not_in_the_way_of_the_next(
 
 
 # --- a server that is away -----------------------------------------------------------------------
-
-
-async def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - the recorder has no event to wait for
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped"])
