@@ -12,7 +12,7 @@ from mogine.kb.chroma import Collection
 from mogine.kb.embedders import Embedder, NoEmbedder
 from mogine.kb.lexical import LexicalIndex, shares_of_words
 from mogine.kb.manifest import Generation
-from mogine.kb.passages import Hit, Passage, StoredDocument, language
+from mogine.kb.passages import Hit, Language, Passage, StoredDocument, language
 from mogine.kb.rounded import RoundedVectors
 from mogine.kb.texts import MAX_READERS, Readers
 
@@ -106,6 +106,7 @@ class KnowledgeBase:
         UpstreamError when an embedder elsewhere fails, Unavailable when a Chroma server does.
         """
         _go_on(is_wanted)
+        languages: Mapping[int, Language] | None = None
         if mode == "vector" and self._vectors is None:
             raise RequestError("this knowledge base has no vectors (MOGINE_EMBEDDER=none)", param="mode")
         if mode == "keyword" or self._vectors is None:
@@ -123,14 +124,14 @@ class KnowledgeBase:
                 missing = [number for number in shares if number not in nearest]
                 known = self._rounded if self._rounded.exist else self._vectors
                 cosines = {**nearest, **known.cosines(vector, missing)}
-                scores = self._fuse(query, cosines, shares)
-        is_fused = mode == "hybrid" and self._vectors is not None
+                languages = self._catalogue.languages(list(cosines))
+                scores = _fuse(query, cosines, shares, languages)
         best = sorted(scores, key=lambda number: (-scores[number], number))
-        best = best[: max(top_k, _LOOKED_AT_AGAIN) if is_fused else top_k]
+        best = best[: top_k if languages is None else max(top_k, _LOOKED_AT_AGAIN)]
         passages = self._catalogue.passages(best)
         hits = [Hit(passages[number], min(1.0, max(0.0, scores[number]))) for number in best]
-        if is_fused:
-            hits = self._told_apart(query, best, hits)
+        if languages is not None:
+            hits = _told_apart(query, hits, [languages[number] for number in best])
         return hits[:top_k]
 
     def documents(self) -> list[StoredDocument]:
@@ -150,44 +151,44 @@ class KnowledgeBase:
         if self._vectors:
             self._vectors.close()
 
-    def _fuse(
-        self, query: str, cosines: Mapping[int, float], shares: Mapping[int, float]
-    ) -> dict[int, float]:
-        """Cosine and the root of the lexical share, weighted; a perfect match has 1.
 
-        By score and not by rank: reciprocal rank fusion loses 9 points of nDCG and nearly all answers in
-        the other language. Those share no words with the question, so they are lent what the best has, but
-        only so much that a passage that clearly matches in the question's own language comes first.
-        """
-        asked = language(query)
-        lent = min(_LENT_AT_MOST, max(shares.values(), default=0.0))
-        languages = self._catalogue.languages(list(cosines))
-        own = (cosine for number, cosine in cosines.items() if languages[number] == asked)
-        near = max(own, default=-1.0) - _LENT_WITHIN
-        return {
-            number: (cosine + _LEXICAL_WEIGHT * math.sqrt(share)) / (1 + _LEXICAL_WEIGHT)
-            for number, cosine in cosines.items()
-            for is_lent in [languages[number] != asked and cosine >= near]
-            for share in [max(shares.get(number, 0.0), lent if is_lent else 0.0)]
-        }
+def _fuse(
+    query: str, cosines: Mapping[int, float], shares: Mapping[int, float], languages: Mapping[int, Language]
+) -> dict[int, float]:
+    """Cosine and the root of the lexical share, weighted; a perfect match has 1.
 
-    def _told_apart(self, query: str, numbers: Sequence[int], hits: Sequence[Hit]) -> list[Hit]:
-        """The hits in a better order. The scores stay where they are: what is noise was measured on them."""
-        first = hits[:_LOOKED_AT_AGAIN]
-        asked = language(query)
-        languages = self._catalogue.languages(numbers[: len(first)])
-        is_own = [languages[number] == asked for number in numbers[: len(first)]]
-        shares = shares_of_words(query, [hit.passage.searchable for hit in first])
-        of_own = [share for share, own in zip(shares, is_own, strict=True) if own]
-        # It cannot have the question's words: it keeps its distance to the others on average.
-        lent = sum(of_own) / len(of_own) if of_own else 0.0
-        weighed = [
-            hit.score
-            + (_WORDS_WEIGHT * share if own else _WORDS_WEIGHT * max(share, lent) - _OTHER_LANGUAGE_BEHIND)
-            for hit, share, own in zip(first, shares, is_own, strict=True)
-        ]
-        order = sorted(range(len(first)), key=lambda index: -weighed[index])
-        return [
-            *(replace(hit, passage=first[index].passage) for hit, index in zip(first, order, strict=True)),
-            *hits[_LOOKED_AT_AGAIN:],
-        ]
+    By score and not by rank: reciprocal rank fusion loses 9 points of nDCG and nearly all answers in
+    the other language. Those share no words with the question, so they are lent what the best has, but
+    only so much that a passage that clearly matches in the question's own language comes first.
+    """
+    asked = language(query)
+    lent = min(_LENT_AT_MOST, max(shares.values(), default=0.0))
+    own = (cosine for number, cosine in cosines.items() if languages[number] == asked)
+    near = max(own, default=-1.0) - _LENT_WITHIN
+    return {
+        number: (cosine + _LEXICAL_WEIGHT * math.sqrt(share)) / (1 + _LEXICAL_WEIGHT)
+        for number, cosine in cosines.items()
+        for is_lent in [languages[number] != asked and cosine >= near]
+        for share in [max(shares.get(number, 0.0), lent if is_lent else 0.0)]
+    }
+
+
+def _told_apart(query: str, hits: Sequence[Hit], languages: Sequence[Language]) -> list[Hit]:
+    """The hits in a better order. The scores stay where they are: what is noise was measured on them."""
+    first = hits[:_LOOKED_AT_AGAIN]
+    asked = language(query)
+    is_own = [written == asked for written in languages[: len(first)]]
+    shares = shares_of_words(query, [hit.passage.searchable for hit in first])
+    of_own = [share for share, own in zip(shares, is_own, strict=True) if own]
+    # It cannot have the question's words: it keeps its distance to the others on average.
+    lent = sum(of_own) / len(of_own) if of_own else 0.0
+    weighed = [
+        hit.score
+        + (_WORDS_WEIGHT * share if own else _WORDS_WEIGHT * max(share, lent) - _OTHER_LANGUAGE_BEHIND)
+        for hit, share, own in zip(first, shares, is_own, strict=True)
+    ]
+    order = sorted(range(len(first)), key=lambda index: -weighed[index])
+    return [
+        *(replace(hit, passage=first[index].passage) for hit, index in zip(first, order, strict=True)),
+        *hits[_LOOKED_AT_AGAIN:],
+    ]
