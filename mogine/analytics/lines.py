@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from mogine.analytics.export import BOM, COLUMNS, check_format, heading
 from mogine.analytics.records import Selection
-from mogine.analytics.sqllines import ROOM_BYTES, Hand, Piece
+from mogine.analytics.sqllines import Hand, Piece, keep_room
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
@@ -124,7 +124,7 @@ def _first_hands(
     store: AnalyticsStore, selection: Selection, format: str, deadline_s: float | None, helped: bool
 ) -> list[Writes]:
     if helped:
-        bytes(ROOM_BYTES)  # which keeps room for smaller ones, see _Postgres.settle
+        keep_room()
     count = 1 if store.is_file else HANDS if helped else 2
     return [Hand(store, format, deadline_s, in_spans=selection.is_span) for _ in range(count)]
 
@@ -181,7 +181,7 @@ class Helper:
 
 def help_out(path: str, format: str) -> None:
     """The second process: a batch for each line of standard input, until that ends."""
-    bytes(ROOM_BYTES)
+    keep_room()
     hand = Hand(AnalyticsStore(Path(path)), format)
     for line in sys.stdin.buffer:
         piece = hand.write(*json.loads(line))

@@ -14,7 +14,7 @@ from mogine.analytics.records import SIGNALS, signals_of
 from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
 LONG_AFTER = 3  # batches; who writes more of them writes many
-ROOM_BYTES = 8_000_000
+_ROOM_BYTES = 8_000_000
 
 _NUMBERS = (
     "prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms", "search_ms",
@@ -26,6 +26,11 @@ _NO_TEXTS = ("started_at", "citations", *_BARE)
 _CITED = ("number", "title", "source", "heading", "url", "score")
 _NOTHING = "''"
 _MS = "(q.seq >> 20)"
+
+
+def keep_room() -> None:
+    """Lets this process keep the memory of smaller values; see `settle` of _Postgres."""
+    bytes(_ROOM_BYTES)
 
 
 class Piece(NamedTuple):
@@ -163,7 +168,7 @@ class _Postgres:
     marks = Marks(b"\x1c", b"\x1d", b"\x1e", b"\x1f")  # which a text may have: so they are counted
     # The C library gives the memory of large values back to the system after each statement, and takes it
     # page by page for the next, a quarter of all the time; unless there has been a larger value before.
-    settle = f"SELECT octet_length(repeat(' ', {ROOM_BYTES}))"
+    settle = f"SELECT octet_length(repeat(' ', {_ROOM_BYTES}))"
     started_at = (
         f"to_char(to_timestamp({_MS} / 1000), 'YYYY-MM-DD\"T\"HH24:MI:SS.') "
         f"|| lpad(({_MS} % 1000)::text, 3, '0') || 'Z'"
