@@ -1,12 +1,13 @@
 """What is PostgreSQL's own: tables made once, locks of the whole site, a server away, no secret told."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -24,7 +25,7 @@ from mogine.analytics.upkeep import END_OF_TIME, sum_up
 from mogine.errors import Locked, MogineError, SettingsError, StoreError, Unavailable
 from tests.analytics.rows import NOON, row
 from tests.conftest import ROOT, clean_environ
-from tests.upstreams.postgres import PASSWORD, Database
+from tests.upstreams.postgres import PASSWORD, Database, PostgresServer
 from tests.waiting import until
 
 NEXT = (*STEPS, ("900_next", "CREATE TABLE following (seq INTEGER PRIMARY KEY, number REAL, data BLOB)"))
@@ -295,16 +296,23 @@ async def test_a_server_that_is_away_costs_no_answer_and_no_row(
     assert recorder.stats().dropped == 0
 
 
+@contextlib.asynccontextmanager
+async def falling_silent(store: AnalyticsStore, server: PostgresServer) -> AsyncIterator[Recorder]:
+    """A recorder whose server has taken one row and says nothing from then on."""
+    async with Recorder(store) as recorder:
+        recorder.record(row(question="before"))
+        await until(lambda: recorder.stats().stored == 1)
+        server.pause()
+        yield recorder
+
+
 async def test_rows_reach_the_spool_while_a_silent_server_is_waited_for(
     machine: Open, own_postgres: Database
 ) -> None:
     """P25: it is given up after 3 s, tried again ever after, and no row waits for that."""
     store = machine(own_postgres)
     spool = Spool(store.path.parent / "spool")
-    async with Recorder(store) as recorder:
-        recorder.record(row(question="before"))
-        await until(lambda: recorder.stats().stored == 1)
-        own_postgres.server.pause()
+    async with falling_silent(store, own_postgres.server) as recorder:
         began, waited, rows = time.monotonic(), [], 0
         while time.monotonic() - began < 9:  # two trials and more
             recorder.record(row(MINUTE * rows, question="meanwhile"))
@@ -327,10 +335,7 @@ async def test_an_end_does_not_wait_for_a_silent_server_and_loses_nothing(
     """P25"""
     store = machine(own_postgres)
     spool = Spool(store.path.parent / "spool")
-    async with Recorder(store) as recorder:
-        recorder.record(row(question="before"))
-        await until(lambda: recorder.stats().stored == 1)
-        own_postgres.server.pause()
+    async with falling_silent(store, own_postgres.server) as recorder:
         for n in range(40):
             recorder.record(row(MINUTE * n, question="meanwhile"))
         began = time.monotonic()

@@ -133,13 +133,18 @@ def test_visitors_are_those_that_one_counts_by_hand(store: AnalyticsStore) -> No
         assert statistics(store, window).totals["visitors"] == len(by_hand)
 
 
-def test_rows_that_come_late_are_counted_once(store: AnalyticsStore) -> None:
+def with_late_rows(store: AnalyticsStore, every: int) -> list[dict[str, Any]]:
+    """Every `every`th row comes when all others are summed; the numbers then."""
     rows = some_rows()
-    late = rows[::7]
+    late = rows[::every]
     store.insert([r for r in rows if r not in late], busy_ms=5000)
     whole(store)
     store.insert(late, busy_ms=5000)
-    waiting = numbers(store)
+    return numbers(store)
+
+
+def test_rows_that_come_late_are_counted_once(store: AnalyticsStore) -> None:
+    waiting = with_late_rows(store, every=7)
     whole(store)
     assert without_texts(numbers(store)) == without_texts(waiting)
     rebuild(store, now=NOW, sleep=rest)
@@ -149,12 +154,7 @@ def test_rows_that_come_late_are_counted_once(store: AnalyticsStore) -> None:
 
 
 def test_late_rows_are_summed_in_slices(store: AnalyticsStore) -> None:
-    rows = some_rows()
-    late = rows[::5]
-    store.insert([r for r in rows if r not in late], busy_ms=5000)
-    whole(store)
-    store.insert(late, busy_ms=5000)
-    waiting = numbers(store)
+    waiting = with_late_rows(store, every=5)
     slices = []
     for _ in range(3):
         with store.transaction() as writer:
