@@ -52,8 +52,9 @@ class Connection(Protocol):
     def plain(self, sql: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """The same, one by one."""
 
-    def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """The one row of a statement, its texts as bytes of UTF-8."""
+    def as_bytes(self, sql: str, params: Sequence[Any] = (), *, is_repeated: bool = False) -> tuple[Any, ...]:
+        """The one row of a statement, its texts as bytes of UTF-8. `is_repeated`: it is asked for again and
+        again, and one plan of it serves for all values."""
 
     def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Any number of new rows, as quickly as the database takes them and in constant memory."""
@@ -77,10 +78,10 @@ class Reader:
         self._check_time()
         return self.connection.execute(sql, params).fetchall()
 
-    def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """The one row of a statement, its texts as bytes of UTF-8."""
+    def as_bytes(self, sql: str, params: Sequence[Any] = (), *, is_repeated: bool = False) -> tuple[Any, ...]:
+        """See Connection.as_bytes."""
         self._check_time()
-        return self.connection.as_bytes(sql, params)
+        return self.connection.as_bytes(sql, params, is_repeated=is_repeated)
 
     def one(self, sql: str, params: Sequence[Any] = ()) -> Row:
         """The first row; for statements that always have one."""

@@ -1,7 +1,9 @@
 """Rows as lines of a file, any number of them, made ahead of who takes them.
 
-The database puts them together, in a thread. With SQLite more threads only wait for its one lock on memory:
-what is to be quicker is done by a second process, which writes every other batch. PostgreSQL has its own.
+The database puts them together, in a thread; the rest is done as they are taken: the database goes on
+meanwhile, and one batch alone is there in both forms. With SQLite more threads only wait for its one lock on
+memory: what is to be quicker is done by a second process, which does every other batch. PostgreSQL has its
+own.
 """
 
 import contextlib
@@ -19,16 +21,16 @@ from typing import Any, Protocol
 
 from mogine.analytics.export import BOM, COLUMNS, check_format, heading
 from mogine.analytics.records import Selection
-from mogine.analytics.sqllines import Hand, Piece, keep_room
+from mogine.analytics.sqllines import Hand, Piece, Unfinished, keep_room
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
-# Rows, of some 1.5 kB each. A server is asked less often, since each time it plans anew.
+# Rows, of some 1.5 kB each. A server is asked less often: each time costs both sides the same, however many.
 BATCH_OF_FILE, BATCH_OF_SERVER = 500, 1000
-AHEAD = 4  # batches that are being made, or wait for a slow taker
-# With PostgreSQL each has a process there that puts lines together; one more than there are cores, because
-# while what one has brought is finished here the others go on.
-HANDS = 3
+AHEAD = 6  # batches that are being read, or wait for a slow taker
+# With PostgreSQL each has a process there that puts lines together; more than there are cores, because what
+# one has brought must be received here while others are finished, and meanwhile it has nothing to do.
+HANDS = 4
 # Until then a second process would hardly have started.
 HELPED_AFTER = 10_000
 
@@ -40,10 +42,10 @@ _START = (
 )
 
 
-class Writes(Protocol):
-    """Who makes lines of a batch: Hand, here or in a second process."""
+class Reads(Protocol):
+    """Who brings the rows of a batch: Hand, here or in a second process."""
 
-    def write(self, condition: str, params: Sequence[Any]) -> Piece: ...
+    def read(self, condition: str, params: Sequence[Any]) -> Unfinished: ...
     def close(self) -> None: ...
 
 
@@ -83,21 +85,21 @@ def _ahead(
 ) -> Iterator[Piece]:
     """Batches in their order, a few of them being made while the one before is taken."""
 
-    hands = list[Writes]()
-    idle: SimpleQueue[Writes] = SimpleQueue()
+    hands = list[Reads]()
+    idle: SimpleQueue[Reads] = SimpleQueue()
 
-    def employ(hand: Writes) -> None:
+    def employ(hand: Reads) -> None:
         hands.append(hand)
         idle.put(hand)
 
-    def write(condition: str, params: Sequence[Any]) -> Piece:
+    def read(condition: str, params: Sequence[Any]) -> Unfinished:
         hand = idle.get()
         try:
-            return hand.write(condition, params)
+            return hand.read(condition, params)
         finally:
             idle.put(hand)
 
-    waiting: deque[Future[Piece]] = deque()
+    waiting: deque[Future[Unfinished]] = deque()
     size = BATCH_OF_FILE if store.is_file else BATCH_OF_SERVER
     try:
         for hand in _first_hands(store, selection, format, deadline_s, helped):
@@ -107,11 +109,11 @@ def _ahead(
                 for number, keys in enumerate(store.batches(selection, size, deadline_s)):
                     if helped and store.is_file and number * size == HELPED_AFTER:
                         employ(Helper(store, format))
-                    waiting.append(pool.submit(write, *keys))
+                    waiting.append(pool.submit(read, *keys))
                     if len(waiting) > AHEAD:
-                        yield waiting.popleft().result()
+                        yield waiting.popleft().result().finish()
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield waiting.popleft().result().finish()
             finally:
                 for future in waiting:
                     future.cancel()
@@ -122,7 +124,7 @@ def _ahead(
 
 def _first_hands(
     store: AnalyticsStore, selection: Selection, format: str, deadline_s: float | None, helped: bool
-) -> list[Writes]:
+) -> list[Reads]:
     if helped:
         keep_room()
     count = 1 if store.is_file else HANDS if helped else 2
@@ -152,13 +154,13 @@ class Helper:
             with contextlib.suppress(OSError):  # a smaller pipe only needs more turns
                 fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def write(self, condition: str, params: Sequence[Any]) -> Piece:
-        """As `Hand.write`."""
+    def read(self, condition: str, params: Sequence[Any]) -> Unfinished:
+        """As `Hand.read`, and finished already."""
         if self._child.poll() is None:
             with contextlib.suppress(OSError, ValueError, struct.error):
                 return self._ask(condition, params)
         self._child.kill()
-        return self._stand_in.write(condition, params)
+        return self._stand_in.read(condition, params)
 
     def _ask(self, condition: str, params: Sequence[Any]) -> Piece:
         asked, answered = self._child.stdin, self._child.stdout
@@ -184,7 +186,7 @@ def help_out(path: str, format: str) -> None:
     keep_room()
     hand = Hand(AnalyticsStore(Path(path)), format)
     for line in sys.stdin.buffer:
-        piece = hand.write(*json.loads(line))
+        piece = hand.read(*json.loads(line)).finish()
         sys.stdout.buffer.write(_HEAD.pack(len(piece.data), piece.rows))
         sys.stdout.buffer.write(piece.data)
         sys.stdout.buffer.flush()

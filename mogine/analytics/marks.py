@@ -71,10 +71,10 @@ class CsvFinish:
 
     def lines(self, rows: bytes, cited: bytes) -> bytes:
         """`rows` with the lists of `cited`, which are JSON, in their places; both end rows with a mark."""
-        quote, text, end, place = self._marks
+        _, text, end, place = self._marks
         rows = self._harmless(self._formula.sub(text + b"'", rows))
         around = rows.translate(self._quotes).replace(end, b"\r\n").split(place)
-        lists = self._harmless(self._json.escaped(cited)).replace(quote, b'""').split(end)
+        lists = self._harmless(self._json.escaped(cited)).translate(self._quotes).split(end)
         pieces = [b""] * (2 * len(around) - 1)
         pieces[::2], pieces[1::2] = around, lists[:-1]
         return b"".join(pieces)

@@ -7,6 +7,7 @@ and the steps that make the tables are those of SQLite, put into PostgreSQL's wo
 import contextlib
 import re
 import select
+import sys
 import threading
 import time
 import weakref
@@ -247,10 +248,16 @@ class PostgresConnection:
             if len(rows) < FETCH_ROWS:
                 return
 
-    def as_bytes(self, statement: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
+    def as_bytes(
+        self, statement: str, params: Sequence[Any] = (), *, is_repeated: bool = False
+    ) -> tuple[Any, ...]:
         """Bytes need not be made into text first, and back again later."""
+        if is_repeated and self.raw.prepare_threshold is None:
+            self.raw.prepare_threshold = sys.maxsize  # nothing is prepared but what asks for it
         cursor = psycopg.RawCursor(self.raw, row_factory=tuple_row)
-        cursor.execute(translate(statement).encode(), _values(params), binary=True)
+        cursor.execute(
+            translate(statement).encode(), _values(params), binary=True, prepare=is_repeated or None
+        )
         return cursor.fetchall()[0]
 
     def plain(self, statement: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:

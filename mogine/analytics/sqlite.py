@@ -50,8 +50,8 @@ class SqliteConnection(sqlite3.Connection):
         """The same, one by one."""
         return chain.from_iterable(self.parts(sql, params))
 
-    def as_bytes(self, sql: str, params: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """Bytes need not be made into text first, and back again later."""
+    def as_bytes(self, sql: str, params: Sequence[Any] = (), *, is_repeated: bool = False) -> tuple[Any, ...]:
+        """Bytes need not be made into text first, and back again later. The driver keeps all statements."""
         self.text_factory = bytes
         try:
             return next(self.plain(sql, params))

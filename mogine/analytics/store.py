@@ -57,7 +57,13 @@ _SELECT_ROWS = (
     f"SELECT q.seq, q.id, {', '.join('q.' + name for name in _VALUES)}, "  # noqa: S608
     "t.question, t.answer FROM queries q LEFT JOIN texts t ON t.seq = q.seq"
 )
-
+# Keys that end batches, found by steps along the index: rows between them are not looked at.
+_ENDS = (
+    "WITH RECURSIVE ends (place, seq) AS (SELECT 0, CAST(? AS BIGINT) UNION ALL SELECT place + 1, "
+    "(SELECT q.seq FROM queries q WHERE q.seq > ends.seq AND q.seq < ? ORDER BY q.seq LIMIT 1 OFFSET ?) "
+    "FROM ends WHERE place < ? AND seq IS NOT NULL) "
+    "SELECT seq FROM ends WHERE place > 0 AND seq IS NOT NULL ORDER BY place"
+)
 
 _KEYED_BY_ROW = ("texts", "citations", "feedback", "unindexed", "uncounted", "gap_questions", "queries")
 
@@ -127,7 +133,8 @@ class LastingReader:
             try:
                 yield Reader(self._connection, self._deadline_s)
             finally:
-                self._connection.execute("ROLLBACK")
+                # Nothing was written; ROLLBACK would have the driver forget what it has prepared.
+                self._connection.execute("COMMIT")
 
     def close(self) -> None:
         """Closes the connection, if there is one."""
@@ -518,14 +525,10 @@ class AnalyticsStore:
         after = -1
         lasting = LastingReader(self, deadline_s)
         while selection.is_span:  # of many batches at once, as long as they are full: few questions, quickly
-            where, params = _where(selection, after=after)
+            low = max(after, first_seq(selection.since) - 1 if selection.since else -1)
+            high = first_seq(selection.until) if selection.until else 2**63 - 1
             with lasting.look() as reader:
-                ends = reader.all(
-                    "SELECT seq FROM (SELECT q.seq, row_number() OVER (ORDER BY q.seq) AS place "  # noqa: S608
-                    f"FROM queries q WHERE {where} ORDER BY q.seq LIMIT ?) AS batches "
-                    f"WHERE place % {size:d} = 0 ORDER BY place",
-                    [*params, size * BATCHES_AT_ONCE],
-                )
+                ends = reader.all(_ENDS, (low, high, size - 1, BATCHES_AT_ONCE))
             for (end,) in ends:
                 yield _where(selection, after=after, upto=end)
                 after = end

@@ -14,9 +14,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from mogine.analytics import sqllines
 from mogine.analytics.postgres import statements, translate
 from mogine.analytics.recorder import Recorder
-from mogine.analytics.records import Window
+from mogine.analytics.records import Selection, Window
 from mogine.analytics.reports import open_numbers
 from mogine.analytics.schema import STEPS
 from mogine.analytics.spool import Spool
@@ -263,6 +264,21 @@ def test_what_is_gathered_for_one_reading_is_not_in_the_way_of_the_next(
     sum_up(store, before=END_OF_TIME, sleep=lambda s: None)
     with store.transaction() as writer:
         assert writer.execute(size).fetchone()[0] == 0
+
+
+def test_an_export_is_planned_once_for_all_its_batches(machine: Open, postgres: Database) -> None:
+    store = machine(postgres)
+    store.insert([row(MINUTE * n) for n in range(40)])
+    hand = sqllines.Hand(store, "csv", in_spans=True)
+    try:
+        pieces = [hand.read(*keys).finish() for keys in store.batches(Selection(), 8)]
+        with hand._reader.look() as reader:
+            plans = reader.all("SELECT generic_plans, custom_plans FROM pg_prepared_statements")
+    finally:
+        hand.close()
+    assert [piece.rows for piece in pieces] == [8] * 5
+    # The first batch has no lower bound but -1, which the driver sends as a smaller kind of number.
+    assert sorted(map(tuple, plans)) == [(1, 0), (4, 0)]
 
 
 # --- a server that is away -----------------------------------------------------------------------
