@@ -42,15 +42,21 @@ class JsonFinish:
     """Makes lines of JSON of what lies between marks."""
 
     def __init__(self, marks: Marks) -> None:
+        self._marks = marks
         self._signs = bytes.maketrans(marks.quote + marks.end, b'"\n')
-        self._escapes = [(sign, escape) for sign, escape in _ESCAPES if sign not in marks]
+        self._escapes = [(sign, escape) for sign, escape in _ESCAPES if sign not in (marks.quote, marks.end)]
 
-    def lines(self, rows: bytes) -> bytes:
-        """`rows` with all their citations in them."""
+    def lines(self, marks: int | None, rows: bytes) -> bytes | None:
+        """`rows` with all their citations in them.
+
+        None when there are not as many marks as `marks`, because a text has one; unless that cannot be.
+        """
+        if marks is not None and self._marks.found_in(rows) != marks:
+            return None
         return self.escaped(rows).translate(self._signs)
 
     def escaped(self, data: bytes) -> bytes:
-        """`data` with what strings of JSON cannot hold as it is; marks stay."""
+        """`data` with what strings of JSON cannot hold as it is; quotes and ends that are marked stay."""
         for sign, escape in self._escapes:
             data = data.replace(sign, escape)  # a single byte that is not there is looked for in no time
         return data
@@ -69,19 +75,34 @@ class CsvFinish:
         formula = rb"(?:" + _any_of(_BLANKS) + rb")*(?:" + _any_of(FORMULA_SIGNS) + rb")"
         self._formula = re.compile(re.escape(marks.text) + rb"(?!" + harmless + rb")(?=" + formula + rb")")
 
-    def lines(self, rows: bytes, cited: bytes) -> bytes:
-        """`rows` with the lists of `cited`, which are JSON, in their places; both end rows with a mark."""
-        _, text, end, place = self._marks
-        rows = self._harmless(self._formula.sub(text + b"'", rows))
-        around = rows.translate(self._quotes).replace(end, b"\r\n").split(place)
-        lists = self._harmless(self._json.escaped(cited)).translate(self._quotes).split(end)
-        pieces = [b""] * (2 * len(around) - 1)
-        pieces[::2], pieces[1::2] = around, lists[:-1]
-        return b"".join(pieces)
+    def lines(self, marks: int | None, rows: bytes, cited: bytes) -> bytes | None:
+        """`rows` with the lists of `cited`, which are JSON, in their places; both end rows with a mark.
 
-    def _harmless(self, data: bytes) -> bytes:
-        """`data` with nothing in it that ends a cell, or a line; marks stay."""
-        data = data.replace(b'"', b'""')
+        None when there are not as many marks as `marks`, because a text has one; unless that cannot be.
+        """
+        _, text, end, place = self._marks
+        cells, in_cells = self._cells(self._formula.sub(text + b"'", rows))
+        lists, in_lists = self._cells(self._json.escaped(cited))
+        ended = cells.replace(end, b"\r\n")
+        around, within = ended.split(place), lists.split(end)
+        if len(around) != len(within):
+            return None
+        pieces = [b""] * (2 * len(around) - 1)
+        pieces[::2], pieces[1::2] = around, within[:-1]
+        data = b"".join(pieces)
+        if marks is not None:
+            # Told by what became of them, which takes half the time of counting them.
+            quotes = data.count(b'"') - in_cells - in_lists
+            if quotes + len(ended) - len(cells) + len(around) - 1 + len(within) - 1 != marks:
+                return None
+        return data
+
+    def _cells(self, data: bytes) -> tuple[bytes, int]:
+        """`data` with nothing in it that ends a cell, or a line, and quotes for marks; how many quotes there
+        are that were no marks."""
+        doubled = data.replace(b'"', b'""')
+        quotes = 2 * (len(doubled) - len(data))
+        data = doubled
         if b"\r" in data:
             data = data.replace(b"\r\n", b" ")
         for sign in self._breaks:
@@ -90,7 +111,7 @@ class CsvFinish:
             data = data.replace("\x85".encode(), b" ")
         if _SEPARATORS.search(data):
             data = _SEPARATORS.sub(b" ", data)
-        return data
+        return data.translate(self._quotes), quotes
 
 
 def _any_of(signs: str) -> bytes:

@@ -3,11 +3,12 @@
 What a line looks like is told by export.py, and a test compares the two. What texts need is done in marks.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
-from mogine.analytics.engine import Reader
 from mogine.analytics.export import COLUMNS, render_records
 from mogine.analytics.marks import CsvFinish, JsonFinish, Marks
 from mogine.analytics.records import SIGNALS, signals_of
@@ -51,19 +52,22 @@ class Unfinished(Protocol):
 
 
 class Read(NamedTuple):
-    """Some rows as the database has put them together."""
+    """Some rows as the database has put them together, and how many marks must be there."""
 
     data: list[bytes]
     rows: int
-    lines: Callable[..., bytes]
+    marks: int | None
+    lines: Callable[..., bytes | None]
+    one_by_one: Callable[[], Piece]
 
     def finish(self) -> Piece:
-        """The lines of a file."""
-        return Piece(self.lines(*self.data), self.rows)
+        """The lines of a file. Raises StoreError."""
+        lines = self.lines(self.marks, *self.data)
+        return self.one_by_one() if lines is None else Piece(lines, self.rows)
 
 
 class Hand:
-    """Reads batches of rows that become lines, each from one state of the record. For one thread at a time.
+    """Reads batches of rows that become lines, each from one state of the record. One thread at a time reads.
 
     `in_spans`: each batch is all rows between two keys.
     """
@@ -77,9 +81,9 @@ class Hand:
         self._reader = LastingReader(store, deadline_s, words.begin)
         self._words = words
         self._batches = 0
-        self._count = words.marks.found_in
+        self._lock = Lock()
         self._sql, self._marks_per_row = _select(words, format)
-        self._finish: Callable[..., bytes] = (
+        self._finish: Callable[..., bytes | None] = (
             CsvFinish(words.marks).lines if format == "csv" else JsonFinish(words.marks).lines
         )
 
@@ -90,26 +94,27 @@ class Hand:
         """
         sql = self._words.within(self._sql, condition)
         times = sql.count("?") // max(1, condition.count("?"))
-        with self._reader.look() as reader:
+        with self._lock, self._reader.look() as reader:
             if self._batches == LONG_AFTER and self._words.settle:
                 reader.all(self._words.settle)
             self._batches += 1
             rows, more, *data = reader.as_bytes(sql, [*params] * times, is_repeated=self._words.is_repeated)
-            if not rows:
-                return Piece(b"", 0)
-            if more is not None and rows * self._marks_per_row + more != sum(map(self._count, data)):
-                return Piece(self._one_by_one(reader, condition, params), rows)
-        return Read(data, rows, self._finish)
+        if not rows:
+            return Piece(b"", 0)
+        marks = None if more is None else rows * self._marks_per_row + more
+        return Read(data, rows, marks, self._finish, partial(self._one_by_one, condition, params))
 
-    def _one_by_one(self, reader: Reader, condition: str, params: Sequence[Any]) -> bytes:
-        """The slow way, for rows with a text that has a mark in it."""
-        records = self._store.chosen(reader, condition, params)
+    def _one_by_one(self, condition: str, params: Sequence[Any]) -> Piece:
+        """The slow way, for rows with a text that has a mark in it, as they are now."""
+        with self._lock, self._reader.look() as reader:
+            records = self._store.chosen(reader, condition, params)
         if self._format == "csv":
-            return "".join(islice(render_records(records, "csv"), 1, None)).encode()
-        lines = render_records(records, "ndjson")
-        if self._format == "json":
-            lines = (f",\n{line[:-1]}" for line in lines)
-        return "".join(lines).encode()
+            lines: Iterator[str] = islice(render_records(records, "csv"), 1, None)
+        else:
+            lines = render_records(records, "ndjson")
+            if self._format == "json":
+                lines = (f",\n{line[:-1]}" for line in lines)
+        return Piece("".join(lines).encode(), len(records))
 
     def close(self) -> None:
         """Closes what it reads from."""
