@@ -475,7 +475,7 @@ def cleanup(
     force: Annotated[bool, typer.Option("--force", help="Also when the clock looks wrong.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete old rows for good, and give their space back to the disk; says nothing when there are none.
+    """Delete old rows for good, and give their space back to the disk; silent for cron when there are none.
 
     Examples:
 
@@ -504,6 +504,8 @@ def cleanup(
             typer.echo(
                 "deleted text stays in the journal until a running reader ends; run again later", err=True
             )
+    elif sys.stderr.isatty():
+        typer.echo(f"nothing is older than {days} days", err=True)
 
 
 def _age_days(text: str) -> int:

@@ -237,8 +237,23 @@ def old(store: AnalyticsStore) -> None:
     store.close()
 
 
-def test_cleanup_tells_what_it_deleted_and_is_silent_when_nothing_was(
-    mogine: Run, store: AnalyticsStore
+def on_a_terminal(home: Path, *args: str) -> str:
+    """What `mogine ARGS` shows there."""
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mogine", *args],
+            cwd=home, env=clean_environ(), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0
+        return os.read(ours, 4096).decode()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def test_cleanup_tells_what_it_deleted_and_cron_nothing_when_nothing_was(
+    mogine: Run, home: Path, store: AnalyticsStore
 ) -> None:
     old(store)
     done = mogine("cleanup", "--older-than", "90d", "--dry-run")
@@ -248,6 +263,7 @@ def test_cleanup_tells_what_it_deleted_and_is_silent_when_nothing_was(
     assert done.stdout.startswith("deleted 1 questions older than 180 days, ")
     again = mogine("cleanup")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert on_a_terminal(home, "cleanup") == "nothing is older than 180 days\r\n"
     body = json.loads(mogine("cleanup", "--older-than", "13w", "--json").stdout)
     assert (body["rows"], body["older_than_days"], body["dry_run"]) == (1, 91, False)
     assert store.summary().rows == 1
