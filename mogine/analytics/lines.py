@@ -25,12 +25,12 @@ from mogine.analytics.sqllines import Hand, Piece, Unfinished, keep_room
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
-# Rows, of some 1.5 kB each. A server is asked less often: each time costs both sides the same, however many.
-BATCH_OF_FILE, BATCH_OF_SERVER = 500, 1000
-AHEAD = 6  # batches that are being read, or wait for a slow taker
-# With PostgreSQL each has a process there that puts lines together; more than there are cores, because what
-# one has brought must be received here while others are finished, and meanwhile it has nothing to do.
-HANDS = 4
+# Rows, of some 1.5 kB each. A server is asked less often: each time costs it and us as much as fifty rows.
+BATCH_OF_FILE, BATCH_OF_SERVER = 500, 1500
+AHEAD = 4  # batches that are being read, or wait for a slow taker
+# With PostgreSQL each has a process there that puts lines together; one more than there are cores, because
+# what one has brought must be received here while others are finished, and meanwhile it has nothing to do.
+HANDS = 3
 # Until then a second process would hardly have started.
 HELPED_AFTER = 10_000
 

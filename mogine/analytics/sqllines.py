@@ -16,6 +16,7 @@ from mogine.analytics.store import COST_DIGITS, AnalyticsStore, LastingReader
 
 LONG_AFTER = 3  # batches; who writes more of them writes many
 _ROOM_BYTES = 8_000_000
+_SERVER_ROOM_BYTES = 30_000_000
 
 _NUMBERS = (
     "prompt_tokens", "completion_tokens", "reasoning_tokens", "first_token_ms", "duration_ms", "search_ms",
@@ -195,8 +196,9 @@ class _Sqlite:
 class _Postgres:
     marks = Marks(b"\x1c", b"\x1d", b"\x1e", b"\x1f")  # which a text may have: so they are counted
     # The C library gives the memory of large values back to the system after each statement, and takes it
-    # page by page for the next, a quarter of all the time; unless there has been a larger value before.
-    settle = f"SELECT octet_length(repeat(' ', {_ROOM_BYTES}))"
+    # page by page for the next, a quarter of all the time; unless there has been a larger value before (up to
+    # 32 MB) than all of a statement together.
+    settle = f"SELECT octet_length(repeat(' ', {_SERVER_ROOM_BYTES}))"
     started_at = (
         f"to_char(to_timestamp({_MS} / 1000), 'YYYY-MM-DD\"T\"HH24:MI:SS.') "
         f"|| lpad(({_MS} % 1000)::text, 3, '0') || 'Z'"
