@@ -25,7 +25,7 @@ from mogine.analytics.sqllines import Hand, Piece, Unfinished, keep_room
 from mogine.analytics.store import AnalyticsStore
 from mogine.children import import_path
 
-# Rows, of some 1.5 kB each. A server is asked less often: each time costs it and us as much as fifty rows.
+# Rows, of some 1.5 kB each. A server is asked less often: each time costs as much as some thirty rows.
 BATCH_OF_FILE, BATCH_OF_SERVER = 500, 1500
 AHEAD = 4  # batches that are being read, or wait for a slow taker
 # With PostgreSQL each has a process there that puts lines together; one more than there are cores, because

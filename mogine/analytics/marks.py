@@ -1,4 +1,4 @@
-"""From what a database has put together to the lines of a file, for a thousand rows at once.
+"""From what a database has put together to the lines of a file, for all rows of a batch at once.
 
 The database writes values as they are, and marks between them: bytes that no value has. Here signs in texts
 are escaped, and only then the marks become signs of the format. That is a few passes over all bytes, which
@@ -49,7 +49,7 @@ class JsonFinish:
     def lines(self, marks: int | None, rows: bytes) -> bytes | None:
         """`rows` with all their citations in them.
 
-        None when there are not as many marks as `marks`, because a text has one; unless that cannot be.
+        None when there are not `marks` marks, because a text has one too; with `marks` None no text can.
         """
         if marks is not None and self._marks.found_in(rows) != marks:
             return None
@@ -78,7 +78,7 @@ class CsvFinish:
     def lines(self, marks: int | None, rows: bytes, cited: bytes) -> bytes | None:
         """`rows` with the lists of `cited`, which are JSON, in their places; both end rows with a mark.
 
-        None when there are not as many marks as `marks`, because a text has one; unless that cannot be.
+        None when there are not `marks` marks, because a text has one too; with `marks` None no text can.
         """
         _, text, end, place = self._marks
         cells, in_cells = self._cells(self._formula.sub(text + b"'", rows))

@@ -252,12 +252,10 @@ class PostgresConnection:
         self, statement: str, params: Sequence[Any] = (), *, is_repeated: bool = False
     ) -> tuple[Any, ...]:
         """Bytes need not be made into text first, and back again later."""
-        if is_repeated and self.raw.prepare_threshold is None:
+        if is_repeated:
             self.raw.prepare_threshold = sys.maxsize  # nothing is prepared but what asks for it
         cursor = psycopg.RawCursor(self.raw, row_factory=tuple_row)
-        cursor.execute(
-            translate(statement).encode(), _values(params), binary=True, prepare=is_repeated or None
-        )
+        cursor.execute(translate(statement).encode(), _values(params), binary=True, prepare=is_repeated)
         return cursor.fetchall()[0]
 
     def plain(self, statement: str, params: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:

@@ -81,6 +81,7 @@ class Hand:
         self._format = format
         self._reader = LastingReader(store, deadline_s, words.begin)
         self._words = words
+        self._in_spans = in_spans
         self._batches = 0
         self._lock = Lock()
         self._sql, self._marks_per_row = _select(words, format)
@@ -99,7 +100,7 @@ class Hand:
             if self._batches == LONG_AFTER and self._words.settle:
                 reader.all(self._words.settle)
             self._batches += 1
-            rows, more, *data = reader.as_bytes(sql, [*params] * times, is_repeated=self._words.is_repeated)
+            rows, more, *data = reader.as_bytes(sql, [*params] * times, is_repeated=self._in_spans)
         if not rows:
             return Piece(b"", 0)
         marks = None if more is None else rows * self._marks_per_row + more
@@ -130,7 +131,6 @@ class _Words(Protocol):
 
     marks: Marks
     begin: str
-    is_repeated: bool  # one plan serves for all batches
     settle: str  # before a long export; "" for nothing
     started_at: str
 
@@ -157,7 +157,7 @@ class _Words(Protocol):
 
 class _Sqlite:
     marks = Marks(b"\xff", b"\xfe", b"\xfd", b"\xfc")  # no text of UTF-8 has such bytes
-    begin, is_repeated, settle = "BEGIN", True, ""
+    begin, settle = "BEGIN", ""
     started_at = f"strftime('%Y-%m-%dT%H:%M:%S', {_MS} / 1000, 'unixepoch') || printf('.%03dZ', {_MS} % 1000)"
 
     def literal(self, text: str) -> str:
@@ -205,10 +205,11 @@ class _Postgres:
     )
 
     def __init__(self, *, in_spans: bool) -> None:
-        self.is_repeated = in_spans
+        self._in_spans = in_spans
         self.begin = "BEGIN"
-        if in_spans:  # three walks side by side take half the time of two steps down an index for each row
-            # It needs no plan of its own for each batch: to read and plan it takes a millisecond.
+        if in_spans:
+            # Three walks side by side take half the time of two steps down an index for each row. They need
+            # no plan of their own for each batch: to read and plan it takes a millisecond.
             self.begin += (
                 "; SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off"
                 "; SET LOCAL plan_cache_mode = force_generic_plan"
@@ -238,7 +239,7 @@ class _Postgres:
 
     def select(self, columns: Sequence[str], entry: str, comma: str, more: str) -> str:
         citations = f"count(*) AS n, string_agg({entry}, {_literal(comma)}) AS entries"
-        if self.is_repeated:
+        if self._in_spans:
             cited = f"(SELECT c.seq, {citations} FROM ({self._ordered('{c}')}) AS c GROUP BY c.seq)"  # noqa: S608
             on_texts, on_cited = "t.seq = q.seq AND {t}", "c.seq = q.seq"
         else:

@@ -522,32 +522,31 @@ class AnalyticsStore:
             for start in range(len(seqs) - 1, -1, -size):
                 yield _LISTED, [Listing(seqs[max(0, start - size + 1) : start + 1].tolist())]
             return
-        after = -1
-        lasting = LastingReader(self, deadline_s)
-        while selection.is_span:  # of many batches at once, as long as they are full: few questions, quickly
-            low = max(after, first_seq(selection.since) - 1 if selection.since else -1)
-            high = first_seq(selection.until) if selection.until else 2**63 - 1
-            with lasting.look() as reader:
-                ends = reader.all(_ENDS, (low, high, size - 1, BATCHES_AT_ONCE))
-            for (end,) in ends:
-                yield _where(selection, after=after, upto=end)
-                after = end
-            if len(ends) < BATCHES_AT_ONCE:
-                break
-        while True:
-            where, params = _where(selection, after=after)
-            with lasting.look() as reader:
-                last, rows = reader.one(
-                    "SELECT max(seq), count(*) FROM (SELECT q.seq FROM queries q "  # noqa: S608
-                    f"WHERE {where} ORDER BY q.seq LIMIT ?) AS batch",
-                    [*params, size],
-                )
-            if rows:
-                yield _where(selection, after=after, upto=last)
-            if rows < size:
-                lasting.close()
-                return
-            after = last
+        low, high = _span(selection)
+        after = low - 1
+        with contextlib.closing(LastingReader(self, deadline_s)) as lasting:
+            # Of many batches at once, as long as they are full: few questions, quickly.
+            while selection.is_span:
+                with lasting.look() as reader:
+                    ends = reader.all(_ENDS, (after, high, size - 1, BATCHES_AT_ONCE))
+                for (end,) in ends:
+                    yield _where(selection, after=after, upto=end)
+                    after = end
+                if len(ends) < BATCHES_AT_ONCE:
+                    break
+            while True:
+                where, params = _where(selection, after=after)
+                with lasting.look() as reader:
+                    last, rows = reader.one(
+                        "SELECT max(seq), count(*) FROM (SELECT q.seq FROM queries q "  # noqa: S608
+                        f"WHERE {where} ORDER BY q.seq LIMIT ?) AS batch",
+                        [*params, size],
+                    )
+                if rows:
+                    yield _where(selection, after=after, upto=last)
+                if rows < size:
+                    return
+                after = last
 
     def chosen(self, reader: Reader, condition: str, params: Sequence[Any]) -> tuple[QueryRecord, ...]:
         """The rows that meet a condition of `batches`, oldest first."""
@@ -740,6 +739,14 @@ def _where(
     return " AND ".join(terms), params
 
 
+def _span(selection: Selection) -> tuple[int, int]:
+    """The first key of the time of `selection`, and the first after it."""
+    return (
+        first_seq(selection.since) if selection.since else 0,
+        first_seq(selection.until) if selection.until else 2**63 - 1,
+    )
+
+
 _LISTED = f"q.seq {LISTED}"
 
 
@@ -749,8 +756,8 @@ def _found(
     """Keys of the rows that `selection` searches for, newest first."""
     connection = reader.connection
     wanted = search.Wanted.of(_text(selection.search, MAX_SEARCH_CHARS))
-    low = first_seq(selection.since) if selection.since else 0
-    high = min(first_seq(selection.until) if selection.until else 2**63 - 1, before or 2**63 - 1)
+    low, high = _span(selection)
+    high = min(high, before or high)
     found: list[int] = []
 
     def look(condition: str, *values: Any, after: int | None = None) -> Iterator[int]:
